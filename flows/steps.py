@@ -1,0 +1,39 @@
+"""The stages as Prefect tasks: names and retries, nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.tasks import exponential_backoff
+
+from flows.check import check_checkpoint
+from tasks.download import download
+from tasks.errors import SourceUnreachableError
+from tasks.export import export
+from tasks.registry import find_by_inputs, record, register
+from tasks.serve import answer
+from tasks.validate import validate
+
+
+async def _is_unreachable(task: Any, task_run: Any, state: Any) -> bool:  # noqa: ARG001 - Prefect's signature
+    """Only a source that did not answer is worth another try."""
+    return isinstance(await state.aresult(raise_on_failure=False), SourceUnreachableError)
+
+
+# Skipping finished work is decided by digests inside the stages: Prefect's own cache forgets that files can go.
+download_step = task(
+    name="download",
+    retries=2,
+    retry_delay_seconds=exponential_backoff(10),
+    retry_condition_fn=_is_unreachable,
+    cache_policy=NO_CACHE,
+)(download)
+preflight_step = task(name="preflight", cache_policy=NO_CACHE)(check_checkpoint)
+find_step = task(name="find known version", cache_policy=NO_CACHE)(find_by_inputs)
+export_step = task(name="export", cache_policy=NO_CACHE)(export)
+validate_step = task(name="validate", cache_policy=NO_CACHE)(validate)
+record_step = task(name="record", cache_policy=NO_CACHE)(record)
+register_step = task(name="register", cache_policy=NO_CACHE)(register)
+answer_step = task(name="answer", cache_policy=NO_CACHE)(answer)

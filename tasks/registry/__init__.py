@@ -1,0 +1,19 @@
+"""The registry: MLflow as the memory. Nothing else imports it."""
+
+from tasks.registry.read import PulledModel, find_by_inputs, list_versions, metrics_of, pull, resolve
+from tasks.registry.store import connect, tracking_uri
+from tasks.registry.write import RunContext, record, register
+
+__all__ = [
+    "PulledModel",
+    "RunContext",
+    "connect",
+    "find_by_inputs",
+    "list_versions",
+    "metrics_of",
+    "pull",
+    "record",
+    "register",
+    "resolve",
+    "tracking_uri",
+]

@@ -1,0 +1,111 @@
+"""The connection to MLflow: the embedded store under mlruns/, or the server that MLFLOW_TRACKING_URI names."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from filelock import FileLock
+
+from tasks import locations, telemetry
+from tasks.errors import RegistryError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_DEFAULTS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # its own default of 7 waits for minutes on a server that is down
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+
+
+def tracking_uri() -> str:
+    """Return MLFLOW_TRACKING_URI as it is set, else the embedded sqlite store."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or _embedded_uri()
+
+
+def _embedded_uri() -> str:
+    return f"sqlite:///{locations.home() / 'mlruns' / 'mlflow.db'}"
+
+
+def connect() -> MlflowClient:
+    """Return a client of the store; the embedded one is made on first use.
+
+    Raises:
+        RegistryError: The store does not answer.
+    """
+    return _connect(tracking_uri())
+
+
+@lru_cache(maxsize=4)
+def _connect(uri: str) -> MlflowClient:
+    telemetry.turn_off()
+    for name, value in _DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # mlflow's own use of what pydantic and others deprecate
+        from mlflow import MlflowClient
+
+    for name in ("alembic", "mlflow"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    client = MlflowClient(uri)
+    if uri != _embedded_uri():
+        return client
+    os.environ["MLFLOW_TRACKING_URI"] = uri  # MLflow's model registry asks the environment, not its own client
+    folder = locations.home() / "mlruns"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / "mlflow.lock"), translated():  # two first-time writers would both make the tables
+            client.search_experiments(max_results=1)
+    except OSError as error:
+        raise RegistryError(f"the embedded registry in {folder} cannot be opened: {error}") from error
+    return client
+
+
+def experiment_id(client: MlflowClient, name: str) -> str:
+    """Return the id of an experiment; make it where there is none."""
+    with translated():
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            embedded = tracking_uri() == _embedded_uri()
+            location = (locations.home() / "mlruns" / "artifacts").as_uri() if embedded else None
+            with FileLock(locations.home() / "mlruns" / "mlflow.lock") if embedded else _nothing():
+                found = client.get_experiment_by_name(name)
+                return str(found.experiment_id if found else client.create_experiment(name, location))
+        if found.lifecycle_stage != "active":
+            raise RegistryError(f"registry.experiment {name!r} was deleted in MLflow: restore it, or name another")
+        return str(found.experiment_id)
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turn MLflow's and the network's errors into ours.
+
+    Raises:
+        RegistryError: In place of any of them.
+    """
+    import requests.exceptions
+    import sqlalchemy.exc
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except (MlflowException, requests.exceptions.RequestException, sqlalchemy.exc.SQLAlchemyError) as error:
+        first = next(iter(str(error).splitlines()), "")
+        raise RegistryError(f"the MLflow registry at {_without_password(tracking_uri())} says: {first}") from error
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+def _without_password(uri: str) -> str:
+    scheme, separator, rest = uri.partition("://")
+    return f"{scheme}{separator}{rest.rpartition('@')[2]}" if separator else uri

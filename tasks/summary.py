@@ -1,0 +1,37 @@
+"""A version in a few words: the rows that the command line and Prefect show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tasks.records import ModelVersion
+
+
+def summarise(version: ModelVersion, metrics: Mapping[str, float]) -> list[tuple[str, str]]:
+    """Return what a version is and how it did, as (name, text) rows."""
+    tags = version.tags
+    device = tags["vinoflow.device"]
+    if tags["vinoflow.device_requested"] != device:
+        device += f" ({tags['vinoflow.device_requested']} is not here)"
+    speed = "-"
+    if "decode_tokens_per_s" in metrics:
+        speed = f"{metrics['decode_tokens_per_s']:.0f} tokens/s ({metrics['end_to_end_tokens_per_s']:.0f} end to end)"
+    return [
+        ("version", version.reference),
+        ("digest", version.digest[:12]),
+        ("size", human_bytes(float(tags["vinoflow.size_bytes"]))),
+        ("bit mix", tags["vinoflow.bit_mix"]),
+        ("device", device),
+        ("first token", f"{metrics['ttft_ms']:.0f} ms"),
+        ("speed", speed),
+        ("prompts passed", f"{metrics['prompts_passed']:.0f} of {metrics['prompts']:.0f}"),
+    ]
+
+
+def human_bytes(count: float) -> str:
+    """Return a size in decimal units: 105.4 MB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"

@@ -1,0 +1,5 @@
+"""The validation stage."""
+
+from tasks.validate.validate import validate
+
+__all__ = ["validate"]

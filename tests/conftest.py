@@ -1,0 +1,110 @@
+"""What the tests share: a cache for what is slow, and stores of their own for what they change."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tasks import telemetry
+from tasks.config import Recipe, load_recipe
+from tasks.download import download
+from tasks.export import export
+from tasks.records import Checkpoint, ExportedModel
+
+ROOT = Path(__file__).parent.parent
+RECIPE = ROOT / "configs" / "smollm2-135m-instruct.yaml"
+telemetry.turn_off()
+
+Vinoflow = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def shared_cache() -> Path:
+    """The cache that outlives a session: the real model's checkpoint and export are made once."""
+    folder = os.environ.get("VINOFLOW_TEST_CACHE") or Path.home() / ".cache" / "vinoflow-tests"
+    return Path(folder).resolve()
+
+
+@pytest.fixture(scope="session")
+def recipe() -> Recipe:
+    return load_recipe(RECIPE)
+
+
+@pytest.fixture(scope="session")
+def smollm2(shared_cache: Path, recipe: Recipe) -> Checkpoint:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VINOFLOW_CACHE", str(shared_cache))
+        return download(recipe.source)
+
+
+@pytest.fixture(scope="session")
+def smollm2_checkpoint(smollm2: Checkpoint) -> Path:
+    return smollm2.path
+
+
+@pytest.fixture(scope="session")
+def smollm2_export(shared_cache: Path, smollm2: Checkpoint, recipe: Recipe) -> ExportedModel:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VINOFLOW_CACHE", str(shared_cache))
+        return export(smollm2, recipe.export)
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A vinoflow home and cache of the test's own."""
+    folder = tmp_path / "home"
+    folder.mkdir()
+    monkeypatch.setenv("VINOFLOW_HOME", str(folder))
+    monkeypatch.setenv("VINOFLOW_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    yield folder
+
+
+@pytest.fixture
+def seeded(home: Path, tmp_path: Path, smollm2_export: ExportedModel, shared_cache: Path) -> Path:
+    """The test's own home, its cache linked to the real model's checkpoint and export."""
+    link_tree(shared_cache / "checkpoints", tmp_path / "cache" / "checkpoints")
+    link_tree(smollm2_export.path, tmp_path / "cache" / "models" / smollm2_export.digest)
+    for record in (shared_cache / "exports").glob("*.json"):
+        text = record.read_text().replace(str(shared_cache), str(tmp_path / "cache"))
+        target = tmp_path / "cache" / "exports" / record.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text)
+    return home
+
+
+def link_tree(source: Path, target: Path) -> None:
+    """Copy a folder with links in place of copies where the file system can."""
+
+    def link(one: str, other: str) -> None:
+        try:
+            os.link(one, other)
+        except OSError:
+            shutil.copy2(one, other)
+
+    shutil.copytree(source, target, copy_function=link, ignore=shutil.ignore_patterns("*.lock", "*.partial"))
+
+
+@pytest.fixture
+def vinoflow(home: Path) -> Vinoflow:
+    """Run the real command in a process of its own, in the test's home."""
+
+    def run(*arguments: str | Path, expect: int = 0, timeout: float = 600, **environment: str) -> object:
+        done = subprocess.run(
+            [sys.executable, "-m", "flows.cli", *map(str, arguments)],
+            cwd=ROOT,
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+        assert done.returncode == expect, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    return run  # type: ignore[return-value]
