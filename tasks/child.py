@@ -135,6 +135,7 @@ def run(
     request: Message,
     *,
     timeout_s: float,
+    env: dict[str, str] | None = None,
     on_event: Callable[[Message], None] = lambda _: None,
 ) -> Message:
     """Run one request in a child process and return its `result`.
@@ -146,7 +147,7 @@ def run(
         WorkerError: The child failed, crashed, was killed, or did not end within `timeout_s` seconds.
     """
     deadline = time.monotonic() + timeout_s
-    with Child(module) as child:
+    with Child(module, env=env) as child:
         child.send(request)
         while True:
             remaining = deadline - time.monotonic()

@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tasks import telemetry
-from tasks.config import Recipe, load_recipe
+from tasks.config import Export, LocalSource, Recipe, load_recipe
 from tasks.download import download
 from tasks.export import export
 from tasks.records import Checkpoint, ExportedModel
+from tests.tiny import make_tiny
 
 ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "configs" / "smollm2-135m-instruct.yaml"
@@ -103,8 +105,44 @@ def vinoflow(home: Path) -> Vinoflow:
             capture_output=True,
             text=True,
             timeout=timeout,
+            check=False,
         )
         assert done.returncode == expect, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
 
     return run  # type: ignore[return-value]
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny("llama", tmp_path_factory.mktemp("tiny") / "llama")
+
+
+@pytest.fixture(scope="session")
+def tiny_export(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportedModel:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VINOFLOW_CACHE", str(tmp_path_factory.mktemp("tiny-cache")))
+        checkpoint = download(LocalSource(kind="local", path=tiny_checkpoint))
+        return export(checkpoint, Export(weight_format="int4", group_size=32, ratio=0.6, sym=True))
+
+
+@pytest.fixture
+def tiny_recipe(tiny_checkpoint: Path, tmp_path: Path) -> Path:
+    """A recipe for the tiny llama, whose answers are noise: only their form is checked."""
+    return write_tiny_recipe(tmp_path, tiny_checkpoint)
+
+
+def write_tiny_recipe(folder: Path, checkpoint: Path, *, name: str = "tiny", **expect: object) -> Path:
+    path = folder / f"{name}.yaml"
+    data = {
+        "name": name,
+        "source": {"kind": "local", "path": str(checkpoint)},
+        "export": {"weight_format": "int4", "group_size": 32, "ratio": 0.6, "sym": True},
+        "validation": {
+            "device": "CPU",
+            "max_new_tokens": 8,
+            "prompts": [{"id": "hello", "messages": [{"role": "user", "content": "Hello"}], "expect": expect}],
+        },
+    }
+    path.write_text(yaml.safe_dump(data))
+    return path

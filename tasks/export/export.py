@@ -46,18 +46,18 @@ def export(checkpoint: Checkpoint, settings: Export) -> ExportedModel:
     )
     record = locations.cache() / "exports" / f"{key}.json"
     record.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(record.with_suffix(".lock")):
+    with FileLock(f"{record}.lock"):
         known = _finished(record)
         if known:
             return known
         verify(checkpoint.path, read_manifest(checkpoint.path, digest=checkpoint.digest))
         staging = locations.cache() / "models" / f".staging-{key[:16]}"
         shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
+        (staging / "tmp").mkdir(parents=True)
         try:
             started = time.perf_counter()
             peak = _run(checkpoint, settings, staging)
-            exported = _publish(staging, checkpoint, made_with, time.perf_counter() - started, peak)
+            exported = _publish(staging / "model", checkpoint, made_with, time.perf_counter() - started, peak)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
         partial = record.with_suffix(".partial")
@@ -80,7 +80,7 @@ def _run(checkpoint: Checkpoint, settings: Export, staging: Path) -> int:
     """Run the child process; return its peak memory in bytes."""
     request = {
         "checkpoint": str(checkpoint.path),
-        "output": str(staging),
+        "output": str(staging / "model"),
         "settings": settings.model_dump(mode="json"),
     }
     with progress.step("export") as step:
@@ -89,6 +89,8 @@ def _run(checkpoint: Checkpoint, settings: Export, staging: Path) -> int:
                 "tasks.export.worker",
                 request,
                 timeout_s=settings.timeout_s,
+                # optimum renames across from its temporary folder: that must be the same file system
+                env={"TMPDIR": str(staging / "tmp"), **_network(settings)},
                 on_event=lambda event: step.update(
                     note=event["name"], done=event.get("done", 0), total=event.get("total", 0)
                 ),
@@ -101,20 +103,27 @@ def _run(checkpoint: Checkpoint, settings: Export, staging: Path) -> int:
     return int(result["peak_rss_bytes"])
 
 
+def _network(settings: Export) -> dict[str, str]:
+    """Keep the child off the hub, unless it has to fetch a calibration dataset."""
+    needed = isinstance(settings.dataset, str) and settings.dataset != "auto"
+    return {} if needed else {"HF_HUB_OFFLINE": "1"}
+
+
 def _publish(
-    staging: Path, checkpoint: Checkpoint, made_with: dict[str, str], seconds: float, peak_rss_bytes: int
+    model: Path, checkpoint: Checkpoint, made_with: dict[str, str], seconds: float, peak_rss_bytes: int
 ) -> ExportedModel:
     """Check a finished export and move it to the folder of its digest."""
-    _check_complete(staging, checkpoint.path)
-    weights = read_weights(staging)
-    manifest = build_manifest(staging)
-    write_manifest(staging, manifest)
+    _check_complete(model, checkpoint.path)
+    weights = read_weights(model)
+    manifest = build_manifest(model)
+    write_manifest(model, manifest)
     folder = locations.cache() / "models" / manifest.digest
-    try:
-        verify(folder, read_manifest(folder, digest=manifest.digest))
-    except (FileNotFoundError, IntegrityError):
-        shutil.rmtree(folder, ignore_errors=True)
-        staging.rename(folder)
+    with FileLock(f"{folder}.lock"):
+        try:
+            verify(folder, read_manifest(folder, digest=manifest.digest))
+        except IntegrityError:  # not there yet, or damaged
+            shutil.rmtree(folder, ignore_errors=True)
+            model.rename(folder)
     return ExportedModel(
         path=folder,
         digest=manifest.digest,

@@ -97,7 +97,7 @@ def pull(reference: str) -> PulledModel:
         raise RegistryError(f"{version.reference} has no vinoflow.digest tag: it was not registered by vinoflow")
     folder = locations.cache() / "models" / version.digest
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")):
+    with FileLock(f"{folder}.lock"):
         store = _local_store(client, version)
         if store is not None:
             _link(store, folder, version.digest)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,18 +55,18 @@ def _connect(uri: str) -> MlflowClient:
 
     for name in ("alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    client = MlflowClient(uri)
     if uri != _embedded_uri():
-        return client
+        return MlflowClient(uri)
     os.environ["MLFLOW_TRACKING_URI"] = uri  # MLflow's model registry asks the environment, not its own client
     folder = locations.home() / "mlruns"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / "mlflow.lock"), translated():  # two first-time writers would both make the tables
+            client = MlflowClient(uri)
             client.search_experiments(max_results=1)
+            return client
     except OSError as error:
         raise RegistryError(f"the embedded registry in {folder} cannot be opened: {error}") from error
-    return client
 
 
 def experiment_id(client: MlflowClient, name: str) -> str:
@@ -98,7 +99,9 @@ def translated() -> Iterator[None]:
         yield
     except (MlflowException, requests.exceptions.RequestException, sqlalchemy.exc.SQLAlchemyError) as error:
         first = next(iter(str(error).splitlines()), "")
-        raise RegistryError(f"the MLflow registry at {_without_password(tracking_uri())} says: {first}") from error
+        raise RegistryError(
+            f"the MLflow registry at {_without_password(tracking_uri())} says: {_without_password(first)}"
+        ) from error
 
 
 @contextmanager
@@ -106,6 +109,5 @@ def _nothing() -> Iterator[None]:
     yield
 
 
-def _without_password(uri: str) -> str:
-    scheme, separator, rest = uri.partition("://")
-    return f"{scheme}{separator}{rest.rpartition('@')[2]}" if separator else uri
+def _without_password(text: str) -> str:
+    return re.sub(r"//[^/@\s]+@", "//", text)

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -176,7 +177,9 @@ def _requirements(pins: Mapping[str, str]) -> str:
 @contextmanager
 def _staged(exported: ExportedModel) -> Iterator[Path]:
     """Lay out an MLflow model whose files are links to the export's own; what is in it goes when it is uploaded."""
-    import mlflow.pyfunc
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of mlflow's own types
+        import mlflow.pyfunc
 
     folder = locations.cache() / "models" / f".upload-{exported.digest[:16]}-{os.getpid()}"
     shutil.rmtree(folder, ignore_errors=True)

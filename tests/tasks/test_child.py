@@ -15,7 +15,7 @@ from tasks import child
 from tasks.errors import WorkerError
 
 ROOT = Path(__file__).parents[2]
-MODULE = '''
+MODULE = """
 import os, signal, sys, time
 from tasks.child import serve_once
 
@@ -39,7 +39,7 @@ def work(request, parent):
 
 if __name__ == "__main__":
     serve_once(work)
-'''
+"""
 
 
 @pytest.fixture

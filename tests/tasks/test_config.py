@@ -42,7 +42,9 @@ def test_shipped_recipes_are_valid_and_named_as_their_files(path: Path) -> None:
 def test_phi3_states_the_notebook_word_for_word() -> None:
     recipe = load_recipe(ROOT / "configs" / "phi-3-mini-4k-instruct.yaml")
     assert recipe.source.model_dump()["repository"] == "microsoft/Phi-3-mini-4k-instruct"
-    stated = recipe.export.model_dump(include={"task", "weight_format", "group_size", "ratio", "sym", "trust_remote_code"})
+    stated = recipe.export.model_dump(
+        include={"task", "weight_format", "group_size", "ratio", "sym", "trust_remote_code"}
+    )
     assert stated == {
         "task": "text-generation-with-past",
         "weight_format": "int4",
