@@ -5,7 +5,7 @@ from __future__ import annotations
 from tasks import locations
 from tasks.config import Export, LocalSource, Recipe, WheelSource
 from tasks.download import cached, hub
-from tasks.preflight import Preflight, build_structure, preflight, read_structure
+from tasks.preflight import Preflight, Structure, build_structure, preflight, read_structure
 from tasks.records import Checkpoint
 
 
@@ -14,7 +14,7 @@ def check_recipe(recipe: Recipe) -> Preflight | None:
     source = recipe.source
     checkpoint = cached(source, code=recipe.export.trust_remote_code)
     if checkpoint is not None:
-        structure = read_structure(checkpoint.path)
+        structure = _structure(checkpoint)
     elif isinstance(source, WheelSource):
         return None
     elif isinstance(source, LocalSource):
@@ -30,6 +30,12 @@ def check_checkpoint(checkpoint: Checkpoint, export: Export) -> Preflight:
     Raises:
         PreflightError: It cannot work.
     """
-    found = preflight(read_structure(checkpoint.path), export, work_folder=locations.cache())
+    found = preflight(_structure(checkpoint), export, work_folder=locations.cache())
     found.raise_on_error()
     return found
+
+
+def _structure(checkpoint: Checkpoint) -> Structure:
+    """Read a checkpoint's structure, and call it what its user calls it."""
+    name = f"{checkpoint.origin.location} {checkpoint.origin.revision}"
+    return read_structure(checkpoint.path).model_copy(update={"source": name})

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from tasks import telemetry
+from tasks import locations, telemetry
 from tasks.errors import DiskFullError, VinoflowError
 
 app = typer.Typer(
@@ -23,6 +24,7 @@ app = typer.Typer(
 )
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, for instance configs/NAME.yaml.")]
+_NO_ROOM_BYTES = 1 << 20  # less is none: a database's next page does not fit
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 
 
@@ -122,7 +124,6 @@ def check(recipe: RecipePath, as_json: AsJson = False) -> None:
     from flows.console import live_progress, say, show_table
     from tasks.config import load_recipe
     from tasks.errors import PreflightError
-    from tasks.summary import human_bytes
 
     loaded = load_recipe(recipe)
     with live_progress():
@@ -130,24 +131,10 @@ def check(recipe: RecipePath, as_json: AsJson = False) -> None:
     if as_json:
         typer.echo(json.dumps({"recipe": loaded.name, "preflight": found.model_dump(mode="json") if found else None}))
     elif found:
-        mix = ", ".join(f"{name} {share:.0%}" for name, share in found.share_by_type.items())
-        show_table(
-            [
-                ("recipe", f"{loaded.name} is valid"),
-                ("weights", f"about {human_bytes(found.bin_bytes)}: {mix}"),
-                ("disk", f"{human_bytes(found.disk_needed_bytes)} needed, {human_bytes(found.disk_free_bytes)} free"),
-                (
-                    "memory",
-                    f"about {human_bytes(found.memory_needed_bytes)} needed, "
-                    f"{human_bytes(found.memory_available_bytes)} available",
-                ),
-            ]
-        )
-        for finding in found.findings:
-            if finding.level == "warning":
-                say(f"warning: {finding.message}")
+        rows = [(finding.level, finding.message) for finding in found.findings if finding.level != "error"]
+        show_table([("ok", f"recipe {loaded.name} is valid"), *rows])
     else:
-        show_table([("recipe", f"{loaded.name} is valid")])
+        show_table([("ok", f"recipe {loaded.name} is valid")])
         say("the checkpoint is not here yet: its layers are checked when export-and-validate has fetched it")
     if found and found.errors:
         raise PreflightError(f"recipe {recipe}: {'; '.join(found.errors)}")
@@ -200,10 +187,21 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         sys.exit(130)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
+    except Exception as error:
+        full = _full_disk(error)
+        if full is None:
             raise
-        _fail(DiskFullError(f"the disk is full: {error.filename or error}; free some room and run again"))
+        _fail(full)
+
+
+def _full_disk(error: Exception) -> DiskFullError | None:
+    """Return what to say where a full disk is behind an error, which Prefect says in many ways; None: it is not."""
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return DiskFullError(f"the disk is full: {error.filename or error}; free some room and run again")
+    for folder in (locations.home(), locations.cache()):
+        if folder.is_dir() and shutil.disk_usage(folder).free < _NO_ROOM_BYTES:
+            return DiskFullError(f"the disk is full: {folder} has no room ({error}); free some and run again")
+    return None
 
 
 def _fail(error: VinoflowError) -> None:

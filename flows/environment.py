@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from tasks import locations, telemetry
+from tasks import guard, locations, telemetry
 
 
 def prepare_prefect() -> None:
@@ -14,6 +14,7 @@ def prepare_prefect() -> None:
     database beside MLflow's.
     """
     telemetry.turn_off()
+    guard.start()  # Prefect's server does not notice when we are killed
     database = locations.home() / "mlruns" / "prefect.db"
     database.parent.mkdir(parents=True, exist_ok=True)
     for name, value in {

@@ -21,8 +21,8 @@ from flows.steps import (
 )
 from tasks.config import Recipe
 from tasks.errors import GateError
-from tasks.records import ValidationReport
-from tasks.registry import RunContext, metrics_of
+from tasks.records import Checkpoint, ValidationReport
+from tasks.registry import RunContext, metrics_of, one_at_a_time
 from tasks.summary import summarise
 
 
@@ -35,9 +35,15 @@ def export_and_validate(recipe: Recipe) -> Outcome:
     started_at = time.time()
     checkpoint = download_step(recipe.source, code=recipe.export.trust_remote_code)
     inputs = inputs_digest(recipe, checkpoint)
-    known = find_step(recipe.name, inputs)
-    if known:
-        return Outcome(version=known, metrics=metrics_of(known), reused=True)
+    with one_at_a_time(inputs):
+        known = find_step(recipe.name, inputs)
+        if known:
+            return Outcome(version=known, metrics=metrics_of(known), reused=True)
+        return _make(recipe, checkpoint, inputs, started_at=started_at)
+
+
+def _make(recipe: Recipe, checkpoint: Checkpoint, inputs: str, *, started_at: float) -> Outcome:
+    """Take a checkpoint through the other stages."""
     preflight_step(checkpoint, recipe.export)
     exported = export_step(checkpoint, recipe.export)
     report = validate_step(exported, recipe)

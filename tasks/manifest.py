@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
@@ -135,6 +137,26 @@ def verify(folder: Path, manifest: Manifest, *, deep: bool = True) -> None:
                     f"{folder / entry.name} is damaged: its SHA-256 is {sha256[:12]}, its manifest says "
                     f"{entry.sha256[:12]}"
                 )
+
+
+def put_in_place(finished: Path, folder: Path) -> None:
+    """Give a finished folder its visible name; what bore it goes whole: at no moment is half a folder to be seen."""
+    old = _moved_aside(folder)
+    finished.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def discard(folder: Path) -> None:
+    """Remove a folder so that no half of it is ever to be seen."""
+    shutil.rmtree(_moved_aside(folder), ignore_errors=True)
+
+
+def _moved_aside(folder: Path) -> Path:
+    old = folder.with_name(f".old-{folder.name}")
+    shutil.rmtree(old, ignore_errors=True)  # of a run that was killed here
+    with contextlib.suppress(FileNotFoundError):
+        folder.rename(old)
+    return old
 
 
 def _names(folder: Path) -> Iterable[str]:

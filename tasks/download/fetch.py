@@ -12,7 +12,7 @@ from tasks import locations, progress
 from tasks.config import HubSource, LocalSource, Source, WheelSource
 from tasks.download import hub, wheel
 from tasks.errors import IntegrityError, SourceError, SourceNotFoundError
-from tasks.manifest import build_manifest, digest_of, read_manifest, verify, write_manifest
+from tasks.manifest import build_manifest, digest_of, put_in_place, read_manifest, verify, write_manifest
 from tasks.records import Checkpoint, Origin
 
 _TOKENIZERS = ("tokenizer.json", "vocab.json", "vocab.txt", "tekken.json")
@@ -53,8 +53,7 @@ def download(source: Source, *, code: bool = False) -> Checkpoint:
         _require_tokenizer(partial, origin)
         with progress.step("hash"):
             write_manifest(partial, build_manifest(partial))
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
+        put_in_place(partial, folder)
         found = _known(folder, origin)
     if found is None:
         raise SourceError(f"{folder} changed while it was being made; run again")

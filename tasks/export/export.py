@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 import time
 from pathlib import Path
 
@@ -11,9 +12,9 @@ from filelock import FileLock
 
 from tasks import child, locations, progress
 from tasks.config import Export
-from tasks.errors import ExportError, IntegrityError, WorkerError
+from tasks.errors import DiskFullError, ExportError, IntegrityError, WorkerError
 from tasks.export.ir import read_weights
-from tasks.manifest import build_manifest, digest_of, read_manifest, verify, write_manifest
+from tasks.manifest import build_manifest, digest_of, put_in_place, read_manifest, verify, write_manifest
 from tasks.records import Checkpoint, ExportedModel
 from tasks.versions import EXPORT, versions
 
@@ -28,6 +29,7 @@ REQUIRED = (
     "config.json",
     "generation_config.json",
 )
+_DISK_FULL = ("No space left on device", "iostream error")  # Python's words, and all that OpenVINO's writer says
 
 
 def export(checkpoint: Checkpoint, settings: Export) -> ExportedModel:
@@ -39,6 +41,7 @@ def export(checkpoint: Checkpoint, settings: Export) -> ExportedModel:
     Raises:
         ExportError: optimum refused, crashed, was killed, took too long, or left out a required file.
         IntegrityError: The checkpoint is not the one that its manifest names.
+        DiskFullError: The disk has no room.
     """
     made_with = versions(EXPORT)
     key = digest_of(
@@ -51,9 +54,7 @@ def export(checkpoint: Checkpoint, settings: Export) -> ExportedModel:
         if known:
             return known
         verify(checkpoint.path, read_manifest(checkpoint.path, digest=checkpoint.digest))
-        staging = locations.cache() / "models" / f".staging-{key[:16]}"
-        shutil.rmtree(staging, ignore_errors=True)
-        (staging / "tmp").mkdir(parents=True)
+        staging = _staging(f".staging-{key[:16]}-")
         try:
             started = time.perf_counter()
             peak = _run(checkpoint, settings, staging)
@@ -64,6 +65,20 @@ def export(checkpoint: Checkpoint, settings: Export) -> ExportedModel:
         partial.write_text(exported.model_dump_json(), encoding="utf-8")
         partial.replace(record)
         return exported
+
+
+def _staging(prefix: str) -> Path:
+    """Make a folder to export into, and remove those that killed runs of the same export left.
+
+    It never has the name of an earlier one: the child process of a run that was killed may live for a moment yet.
+    """
+    models = locations.cache() / "models"
+    models.mkdir(parents=True, exist_ok=True)
+    for left in models.glob(f"{prefix}*"):
+        shutil.rmtree(left, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=models))
+    (folder / "tmp").mkdir()
+    return folder
 
 
 def _finished(record: Path) -> ExportedModel | None:
@@ -96,6 +111,11 @@ def _run(checkpoint: Checkpoint, settings: Export, staging: Path) -> int:
                 ),
             )
         except WorkerError as error:
+            if any(words in str(error) for words in _DISK_FULL):
+                raise DiskFullError(
+                    f"the disk is full: {staging.parent} had no room for the export of {checkpoint.origin.location} "
+                    f"({error}); make room, or move VINOFLOW_CACHE"
+                ) from error
             raise ExportError(
                 f"export of {checkpoint.origin.location} ({checkpoint.origin.revision}) failed: {error}"
             ) from error
@@ -122,8 +142,7 @@ def _publish(
         try:
             verify(folder, read_manifest(folder, digest=manifest.digest))
         except IntegrityError:  # not there yet, or damaged
-            shutil.rmtree(folder, ignore_errors=True)
-            model.rename(folder)
+            put_in_place(model, folder)
     return ExportedModel(
         path=folder,
         digest=manifest.digest,

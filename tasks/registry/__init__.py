@@ -1,7 +1,7 @@
 """The registry: MLflow as the memory. Nothing else imports it."""
 
 from tasks.registry.read import PulledModel, find_by_inputs, list_versions, metrics_of, pull, resolve
-from tasks.registry.store import connect, tracking_uri
+from tasks.registry.store import connect, one_at_a_time, tracking_uri
 from tasks.registry.write import RunContext, record, register
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "find_by_inputs",
     "list_versions",
     "metrics_of",
+    "one_at_a_time",
     "pull",
     "record",
     "register",

@@ -13,7 +13,7 @@ from filelock import FileLock
 
 from tasks import locations, progress
 from tasks.errors import IntegrityError, RecipeError, RegistryError, VersionNotFoundError
-from tasks.manifest import MANIFEST_NAME, Manifest, read_manifest, verify
+from tasks.manifest import MANIFEST_NAME, Manifest, discard, put_in_place, read_manifest, verify
 from tasks.records import ModelVersion, Record
 from tasks.registry.store import connect, translated
 
@@ -98,16 +98,17 @@ def pull(reference: str) -> PulledModel:
     folder = locations.cache() / "models" / version.digest
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
-        store = _local_store(client, version)
+        location = _location(client, version)
+        store = _local_store(location)
         if store is not None:
             _link(store, folder, version.digest)
         elif not (folder / MANIFEST_NAME).is_file():
-            _fetch(client, version, folder)
+            _fetch(location, folder, version.digest)
         with progress.step("verify"):
             try:
                 verify(folder, read_manifest(folder, digest=version.digest))
             except IntegrityError as error:
-                shutil.rmtree(folder)
+                discard(folder)
                 raise IntegrityError(f"{version.reference} is not served: {error}. {_way_out(store)}") from error
     return PulledModel(path=folder, version=version)
 
@@ -138,40 +139,47 @@ def _link(store: Path, folder: Path, digest: str) -> None:
             os.link(store / name, partial / name)
         except OSError:  # the cache is on another file system
             shutil.copy2(store / name, partial / name)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    put_in_place(partial, folder)
 
 
 def _same_file(one: Path, other: Path) -> bool:
     return one.exists() and other.exists() and one.samefile(other)
 
 
-def _fetch(client: MlflowClient, version: ModelVersion, folder: Path) -> None:
-    """Download a version's files from a server; the folder appears when they are all there."""
+def _fetch(location: str, folder: Path, digest: str) -> None:
+    """Download a version's files from a server; the folder appears when all that the manifest names are there."""
     from mlflow.artifacts import download_artifacts
 
     partial = folder.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    with progress.step("fetch"), translated():
-        download_artifacts(
-            artifact_uri=f"models:/{_model_id(client, version)}/{MODEL_FOLDER}",
-            dst_path=str(partial),
-            tracking_uri=client.tracking_uri,
-        )
-    source = partial / MODEL_FOLDER
-    shutil.rmtree(folder, ignore_errors=True)
-    (source if source.is_dir() else partial).rename(folder)
-    shutil.rmtree(partial, ignore_errors=True)
 
+    def get(name: str) -> None:
+        target = (partial / name).parent
+        target.mkdir(parents=True, exist_ok=True)
+        download_artifacts(artifact_uri=f"{location}/{MODEL_FOLDER}/{name}", dst_path=str(target))
 
-def _local_store(client: MlflowClient, version: ModelVersion) -> Path | None:
-    """Return the folder of a version's files where the store is a file system of this machine."""
     with translated():
-        location = urlparse(client.get_logged_model(_model_id(client, version)).artifact_location)
-    if location.scheme not in ("", "file"):
-        return None
-    return Path(unquote(location.path)) / MODEL_FOLDER
+        get(MANIFEST_NAME)
+        manifest = read_manifest(partial, digest=digest)
+        with progress.step("fetch", total=manifest.size_bytes, unit="bytes") as step:
+            for entry in manifest.files:
+                step.update(note=entry.name)
+                get(entry.name)
+                step.update(done=step.done + entry.size_bytes, note="")
+    put_in_place(partial, folder)
+
+
+def _location(client: MlflowClient, version: ModelVersion) -> str:
+    """Return the URI of the logged model behind a version."""
+    with translated():
+        return str(client.get_logged_model(_model_id(client, version)).artifact_location)
+
+
+def _local_store(location: str) -> Path | None:
+    """Return the folder of a version's files where the store is a file system of this machine."""
+    parts = urlparse(location)
+    return Path(unquote(parts.path)) / MODEL_FOLDER if parts.scheme in ("", "file") else None
 
 
 def _model_id(client: MlflowClient, version: ModelVersion) -> str:
@@ -188,25 +196,27 @@ def _is_complete(client: MlflowClient, version: ModelVersion) -> bool:
     try:
         model_id = _model_id(client, version)
         with translated():
-            ready = str(client.get_logged_model(model_id).status) == "READY"
-        store = _local_store(client, version)
+            model = client.get_logged_model(model_id)
+        store = _local_store(model.artifact_location)
         if store is not None:
             verify(store, read_manifest(store, digest=version.digest))
-            return ready
-        return ready and _is_complete_on_server(client, model_id, version.digest)
-    except (RegistryError, IntegrityError):
+        else:
+            _verify_on_server(client, model, version.digest)
+        return str(model.status) == "READY"
+    except (RegistryError, ValueError):  # IntegrityError, and a manifest that is none
         return False
 
 
-def _is_complete_on_server(client: MlflowClient, model_id: str, digest: str) -> bool:
+def _verify_on_server(client: MlflowClient, model: Any, digest: str) -> None:
     from mlflow.artifacts import load_text
 
     with translated():
-        location = client.get_logged_model(model_id).artifact_location
-        manifest = Manifest.model_validate_json(load_text(f"{location}/{MODEL_FOLDER}/{MANIFEST_NAME}"))
-        sizes = _sizes(client, model_id, MODEL_FOLDER)
+        text = load_text(f"{model.artifact_location}/{MODEL_FOLDER}/{MANIFEST_NAME}")
+        sizes = _sizes(client, model.model_id, MODEL_FOLDER)
+    manifest = Manifest.model_validate_json(text)
     expected = {f"{MODEL_FOLDER}/{entry.name}": entry.size_bytes for entry in manifest.files}
-    return manifest.digest == digest and expected.items() <= sizes.items()
+    if manifest.digest != digest or not expected.items() <= sizes.items():
+        raise IntegrityError(f"the files of {model.model_id} are not those that were registered")
 
 
 def _sizes(client: MlflowClient, model_id: str, folder: str) -> dict[str, int]:

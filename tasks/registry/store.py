@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -11,10 +12,10 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
-from tasks import locations, telemetry
-from tasks.errors import RegistryError
+from tasks import locations, progress, telemetry
+from tasks.errors import DiskFullError, RegistryError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 _DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # its own default of 7 waits for minutes on a server that is down
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "GIT_PYTHON_REFRESH": "quiet",
 }
 
@@ -55,6 +57,7 @@ def _connect(uri: str) -> MlflowClient:
 
     for name in ("alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # the traceback of what it raises as well
     if uri != _embedded_uri():
         return MlflowClient(uri)
     os.environ["MLFLOW_TRACKING_URI"] = uri  # MLflow's model registry asks the environment, not its own client
@@ -85,11 +88,34 @@ def experiment_id(client: MlflowClient, name: str) -> str:
 
 
 @contextmanager
+def one_at_a_time(inputs: str) -> Iterator[None]:
+    """Let one run of the same inputs through at a time on this machine: the next one finds what it has registered.
+
+    Args:
+        inputs: Digest of what decides the result.
+    """
+    folder = locations.home() / "mlruns" / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / f"{inputs}.lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        with progress.step("wait") as step:
+            step.update(note="another run of the same inputs is under way")
+            lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
 def translated() -> Iterator[None]:
     """Turn MLflow's and the network's errors into ours.
 
     Raises:
-        RegistryError: In place of any of them.
+        DiskFullError: There is no room for what was to be written.
+        RegistryError: In place of any other of them.
     """
     import requests.exceptions
     import sqlalchemy.exc
@@ -99,9 +125,20 @@ def translated() -> Iterator[None]:
         yield
     except (MlflowException, requests.exceptions.RequestException, sqlalchemy.exc.SQLAlchemyError) as error:
         first = next(iter(str(error).splitlines()), "")
+        if "database or disk is full" in str(error):
+            raise _disk_full("sqlite: database or disk is full") from error
         raise RegistryError(
             f"the MLflow registry at {_without_password(tracking_uri())} says: {_without_password(first)}"
         ) from error
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise _disk_full(str(error)) from error
+
+
+def _disk_full(reason: str) -> DiskFullError:
+    folder = locations.home() / "mlruns"
+    return DiskFullError(f"the disk is full ({reason}): make room for {folder} and {locations.cache()}, then run again")
 
 
 @contextmanager

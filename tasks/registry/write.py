@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
+from filelock import FileLock
 from pydantic import Field
 
 from tasks import locations, progress
@@ -59,7 +61,8 @@ def record(recipe: Recipe, exported: ExportedModel, report: ValidationReport, co
         try:
             _log(client, run_id, recipe, exported, report)
         except BaseException:
-            client.set_terminated(run_id, "FAILED")
+            with contextlib.suppress(Exception):  # what went wrong first is what to tell
+                client.set_terminated(run_id, "FAILED")
             raise
         client.set_terminated(run_id, "FINISHED")
     return run_id
@@ -89,7 +92,8 @@ def register(
             with _staged(exported) as folder:
                 _upload(client, model.model_id, folder)
         except BaseException:
-            client.finalize_logged_model(model.model_id, "FAILED")
+            with contextlib.suppress(Exception):
+                client.finalize_logged_model(model.model_id, "FAILED")
             raise
         client.finalize_logged_model(model.model_id, "READY")
         _ensure_registered_model(client, recipe.name)
@@ -181,22 +185,29 @@ def _staged(exported: ExportedModel) -> Iterator[Path]:
         warnings.simplefilter("ignore")  # of mlflow's own types
         import mlflow.pyfunc
 
-    folder = locations.cache() / "models" / f".upload-{exported.digest[:16]}-{os.getpid()}"
-    shutil.rmtree(folder, ignore_errors=True)
-    try:
-        mlflow.pyfunc.save_model(
-            str(folder),
-            python_model=str(_CHAT_MODEL),
-            pip_requirements=_requirements(versions(("mlflow", *RUN))).split(),
-        )
-        target = folder / MODEL_FOLDER
-        for name in [entry.name for entry in read_manifest(exported.path).files] + [MANIFEST_NAME]:
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            os.link(exported.path / name, target / name)
-        _name_artifacts(folder / "MLmodel")
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    folder = locations.cache() / "models" / f".upload-{exported.digest[:16]}"
+    with FileLock(f"{folder}.lock"):
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed here
+        try:
+            mlflow.pyfunc.save_model(
+                str(folder),
+                python_model=str(_CHAT_MODEL),
+                pip_requirements=_requirements(versions(("mlflow", *RUN))).split(),
+            )
+            _link_files(exported.path, folder / MODEL_FOLDER)
+            _name_artifacts(folder / "MLmodel")
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _link_files(source: Path, target: Path) -> None:
+    for name in [entry.name for entry in read_manifest(source).files] + [MANIFEST_NAME]:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(source / name, target / name)
+        except OSError:  # a file system without links
+            shutil.copy2(source / name, target / name)
 
 
 def _name_artifacts(path: Path) -> None:

@@ -62,7 +62,7 @@ def test_a_checkpoint_that_lost_a_file_is_made_again(home: Path, model: Path) ->
 
 
 def test_no_model_there(home: Path, model: Path) -> None:
-    with pytest.raises(SourceNotFoundError, match="has no config.json"):
+    with pytest.raises(SourceNotFoundError, match=r"has no config\.json"):
         download(LocalSource(kind="local", path=model / "nowhere"))
     (model / "tokenizer.json").unlink()
     with pytest.raises(SourceError, match="has no tokenizer"):

@@ -62,6 +62,18 @@ def test_an_export_is_complete_recorded_and_made_once(checkpoint: Checkpoint, mo
     assert export(checkpoint, INT4) == first
 
 
+def test_exports_of_the_same_inputs_are_equal_bit_by_bit_wherever_they_are_made(
+    checkpoint: Checkpoint, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = export(checkpoint, INT4)
+    monkeypatch.setenv("VINOFLOW_CACHE", str(tmp_path / "another-cache"))
+    second = export(download(LocalSource(kind="local", path=tiny_checkpoint)), INT4)
+    assert second.path != first.path
+    assert second.digest == first.digest
+    for path in second.path.iterdir():
+        assert str(tmp_path).encode() not in path.read_bytes(), path.name
+
+
 def test_a_damaged_export_is_made_again(checkpoint: Checkpoint) -> None:
     first = export(checkpoint, INT4)
     (first.path / "openvino_model.bin").write_bytes(b"rubbish")
@@ -122,19 +134,25 @@ def test_two_at_once_export_once(checkpoint: Checkpoint, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(
-    ("arguments", "settings"),
+    "settings",
     [
-        (["--weight-format", "int4", "--group-size", "128", "--ratio", "0.6", "--sym"], {"group_size": 128, "ratio": 0.6, "sym": True}),
-        (["--weight-format", "int4", "--group-size", "64", "--backup-precision", "int8_sym", "--all-layers"], {"group_size": 64, "backup_precision": "int8_sym", "all_layers": True}),
-        (["--weight-format", "int4", "--dataset", "auto", "--scale-estimation", "--num-samples", "8", "--awq", "--gptq"], {"dataset": "auto", "scale_estimation": True, "num_samples": 8, "awq": True, "gptq": True}),
-        (["--weight-format", "int4", "--dataset", "auto", "--lora-correction", "--ratio", "0.8", "--sensitivity-metric", "mean_activation_variance"], {"dataset": "auto", "lora_correction": True, "ratio": 0.8, "sensitivity_metric": "mean_activation_variance"}),
-        (["--weight-format", "int4", "--group-size", "64", "--group-size-fallback", "adjust"], {"group_size": 64, "group_size_fallback": "adjust"}),
-        (["--weight-format", "int8", "--sym"], {"weight_format": "int8", "sym": True}),
+        {"weight_format": "int4", "group_size": 128, "ratio": 0.6, "sym": True},
+        {"weight_format": "int4", "group_size": 64, "backup_precision": "int8_sym", "all_layers": True},
+        {
+            "weight_format": "int4",
+            "dataset": "auto",
+            "scale_estimation": True,
+            "num_samples": 8,
+            "awq": True,
+            "gptq": True,
+        },
+        {"weight_format": "int4", "dataset": "auto", "lora_correction": True, "ratio": 0.8},
+        {"weight_format": "int4", "dataset": "auto", "sensitivity_metric": "mean_activation_variance", "ratio": 0.8},
+        {"weight_format": "int4", "group_size": 64, "group_size_fallback": "adjust"},
+        {"weight_format": "int8", "sym": True},
     ],
-)  # fmt: skip
-def test_settings_become_what_optimum_cli_makes_of_the_same_options(
-    arguments: list[str], settings: dict[str, object]
-) -> None:
+)
+def test_settings_become_what_optimum_cli_makes_of_the_same_options(settings: dict[str, object]) -> None:
     from argparse import ArgumentParser
 
     from optimum.commands.export.openvino import parse_args_openvino, prepare_wc_config
@@ -142,8 +160,12 @@ def test_settings_become_what_optimum_cli_makes_of_the_same_options(
 
     parser = ArgumentParser()
     parse_args_openvino(parser)
-    theirs = prepare_wc_config(parser.parse_args(["--model", "x", *arguments, "out"]), _DEFAULT_4BIT_WQ_CONFIG)
-    ours = quantization_config(Export.model_validate({"weight_format": "int4", **settings}).model_dump(mode="json"))
+    options = []
+    for name, value in settings.items():
+        option = f"--{name.replace('_', '-')}"
+        options += [option] if value is True else [option, str(value)]
+    theirs = prepare_wc_config(parser.parse_args(["--model", "x", *options, "out"]), _DEFAULT_4BIT_WQ_CONFIG)
+    ours = quantization_config(Export.model_validate(settings).model_dump(mode="json"))
     assert OVConfig(quantization_config=ours).to_dict() == OVConfig(quantization_config=theirs).to_dict()
 
 

@@ -1,0 +1,120 @@
+"""The main job on the real model, through the command that users type."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import RECIPE, Vinoflow, write_tiny_recipe
+
+pytestmark = pytest.mark.slow
+NAME = "smollm2-135m-instruct"
+
+
+def test_the_main_job_on_the_real_model(vinoflow: Vinoflow, seeded: Path) -> None:
+    done = vinoflow("export-and-validate", RECIPE)
+    rows = dict(line.split(maxsplit=1) for line in done.stdout.splitlines()[:5])
+    assert rows["version"] == f"{NAME}/1"
+    assert "int4_sym" in done.stdout and "int8_asym" in done.stdout
+    assert rows["device"].startswith(("CPU", "GPU.0"))
+    assert "16 of 16" in done.stdout
+    assert f"--model {NAME}@latest" in done.stdout
+    for step in ("compile", "generate", "upload"):
+        assert step in done.stderr
+
+    again = vinoflow("export-and-validate", RECIPE, "--json")
+    outcome = json.loads(again.stdout)
+    assert outcome["reused"] is True and outcome["version"] == 1
+    assert "nothing was exported" in again.stderr
+
+    (listed,) = json.loads(vinoflow("list", "--json").stdout)
+    assert listed == {"name": NAME, "version": 1, "aliases": [], "digest": outcome["digest"]}
+
+    answer = vinoflow("ask", "What is the capital of France?", "--model", f"{NAME}@latest")
+    assert "Paris" in answer.stdout
+    assert f"{NAME}/1" in answer.stderr
+    raw = vinoflow(
+        "ask",
+        "<|im_start|>user\nWhat is the capital of Japan?<|im_end|>\n<|im_start|>assistant\n",
+        "--raw",
+        "--json",
+        "--model",
+        f"{NAME}/1",
+    )
+    given = json.loads(raw.stdout)
+    assert "Tokyo" in given["text"] and given["finish_reason"] == "stop"
+    assert given["digest"] == outcome["digest"]
+
+    (stored,) = (seeded / "mlruns" / "artifacts").rglob("openvino_detokenizer.xml")
+    content = bytearray(stored.read_bytes())
+    content[100] ^= 0x01
+    stored.write_bytes(content)
+    refused = vinoflow("ask", "Hello", "--model", f"{NAME}@latest", expect=1)
+    assert "openvino_detokenizer.xml is damaged" in refused.stderr
+    assert "Paris" not in refused.stdout
+
+
+def test_a_failed_gate_registers_nothing_keeps_its_report_and_ends_with_3(
+    vinoflow: Vinoflow, home: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = write_tiny_recipe(tmp_path, tiny_checkpoint, contains=["Paris"])
+    done = vinoflow("export-and-validate", recipe, expect=3)
+    assert "prompts_passed_share is 0, must be at least 1" in done.stderr
+    assert "prompt hello: does not contain 'Paris'" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert json.loads(vinoflow("list", "--json").stdout) == []
+
+    from mlflow.artifacts import load_text
+
+    from tasks.registry import connect
+
+    client = connect()
+    (run,) = client.search_runs([client.get_experiment_by_name("vinoflow").experiment_id])
+    assert run.data.tags["vinoflow.passed"] == "false"
+    assert json.loads(load_text(f"{run.info.artifact_uri}/report.json"))["verdicts"][0]["passed"] is False
+    assert run.info.run_id in done.stderr
+
+    data = yaml.safe_load(recipe.read_text())  # the gate is mended: the export is not made again
+    data["validation"]["prompts"][0]["expect"] = {}
+    recipe.write_text(yaml.safe_dump(data))
+    mended = vinoflow("export-and-validate", recipe)
+    assert "tiny/1" in mended.stdout
+    assert "export " not in mended.stderr
+
+
+def test_a_missing_device_is_an_error_that_lists_devices(vinoflow: Vinoflow, tiny_recipe: Path) -> None:
+    data = yaml.safe_load(tiny_recipe.read_text())
+    data["validation"]["device"] = "GPU.7"
+    tiny_recipe.write_text(yaml.safe_dump(data))
+    done = vinoflow("export-and-validate", tiny_recipe, expect=1)
+    assert "there is no device GPU.7 here (OpenVINO finds: CPU" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_flow_asks_a_model_without_a_server(vinoflow: Vinoflow, tiny_recipe: Path, home: Path) -> None:
+    vinoflow("export-and-validate", tiny_recipe)
+    from prefect import flow
+    from prefect.testing.utilities import prefect_test_harness
+
+    from flows.steps import answer_step
+    from tasks.config import Message
+    from tasks.engine import Request
+    from tasks.serve import Answered
+
+    @flow
+    def ask_twice() -> Answered:
+        requests = [
+            Request(messages=(Message(role="user", content=text),), max_new_tokens=8) for text in ("Hi", "Hello")
+        ]
+        return answer_step("tiny@latest", requests)
+
+    with prefect_test_harness(server_startup_timeout=120):
+        answered = ask_twice()
+    assert answered.version.reference == "tiny/1"
+    assert [completion.prompt for completion in answered.completions] == [
+        "<|user|>Hi<|end|><|assistant|>",
+        "<|user|>Hello<|end|><|assistant|>",
+    ]
