@@ -8,7 +8,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -68,6 +68,8 @@ def _connect(uri: str) -> MlflowClient:
             client = MlflowClient(uri)
             client.search_experiments(max_results=1)
             return client
+    except DiskFullError:
+        raise
     except OSError as error:
         raise RegistryError(f"the embedded registry in {folder} cannot be opened: {error}") from error
 
@@ -79,7 +81,7 @@ def experiment_id(client: MlflowClient, name: str) -> str:
         if found is None:
             embedded = tracking_uri() == _embedded_uri()
             location = (locations.home() / "mlruns" / "artifacts").as_uri() if embedded else None
-            with FileLock(locations.home() / "mlruns" / "mlflow.lock") if embedded else _nothing():
+            with FileLock(locations.home() / "mlruns" / "mlflow.lock") if embedded else nullcontext():
                 found = client.get_experiment_by_name(name)
                 return str(found.experiment_id if found else client.create_experiment(name, location))
         if found.lifecycle_stage != "active":
@@ -139,11 +141,6 @@ def translated() -> Iterator[None]:
 def _disk_full(reason: str) -> DiskFullError:
     folder = locations.home() / "mlruns"
     return DiskFullError(f"the disk is full ({reason}): make room for {folder} and {locations.cache()}, then run again")
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
 
 
 def _without_password(text: str) -> str:
