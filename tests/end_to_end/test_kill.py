@@ -307,7 +307,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)], capture_output=True, text=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=128m", "tmpfs", str(folder)], capture_output=True, text=True, check=False
     )
     if mounted.returncode != 0:
         pytest.skip(f"a small disk needs the right to mount: {mounted.stderr.strip()}")
@@ -329,8 +329,8 @@ def test_a_full_disk(
     monkeypatch.setenv("VINOFLOW_HOME", str(small_disk))
     monkeypatch.setenv("VINOFLOW_CACHE", str(small_disk / "cache"))
     for point in (
+        Point(target="flows.environment:prepare_prefect", fill=small_disk),  # it cannot make its database
         Point(target="tasks.child:Child.receive", when="after", match="compressing", fill=small_disk),
-        Point(target="flows.environment:prepare_prefect", fill=small_disk),
         Point(target="mlflow:MlflowClient.create_run", fill=small_disk),
         Point(target="mlflow:MlflowClient.log_model_artifact", match="openvino_model.bin", fill=small_disk),
     ):
@@ -340,7 +340,7 @@ def test_a_full_disk(
         assert list_versions() == []
         assert_nothing_half_made()
     fill(small_disk)
-    subprocess.run(["mount", "-o", "remount,size=256m", str(small_disk)], check=True)
+    subprocess.run(["mount", "-o", "remount,size=512m", str(small_disk)], check=True)
     vinoflow("export-and-validate", tiny_recipe)
     assert [version.version for version in list_versions()] == [1]
     assert pull("tiny/1").path.is_dir()
