@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 from tasks import guard, locations, telemetry
+from tasks.errors import DiskFullError
+
+_ROOM_BYTES = 16_000_000  # a fresh database of Prefect's takes 5 MB; without room its server tries for minutes
 
 
 def prepare_prefect() -> None:
@@ -12,11 +16,20 @@ def prepare_prefect() -> None:
 
     Without PREFECT_API_URL (in the environment or in a Prefect profile), flows use Prefect's ephemeral API with its
     database beside MLflow's.
+
+    Raises:
+        DiskFullError: There is no room for the databases.
     """
     telemetry.turn_off()
     guard.start()  # Prefect's server does not notice when we are killed
     database = locations.home() / "mlruns" / "prefect.db"
     database.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(database.parent).free
+    if free < _ROOM_BYTES:
+        raise DiskFullError(
+            f"the disk is full: {database.parent} has {free / 1e6:.1f} MB free, the databases of runs need "
+            f"{_ROOM_BYTES / 1e6:.0f} MB: make room, or move VINOFLOW_HOME"
+        )
     for name, value in {
         "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{database}",
         "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",

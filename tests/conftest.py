@@ -23,7 +23,17 @@ ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "configs" / "smollm2-135m-instruct.yaml"
 telemetry.turn_off()
 
+SLOW_FIXTURES = {"smollm2", "smollm2_checkpoint", "smollm2_export", "tiny_export", "seeded", "real", "exports"}
 Vinoflow = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what uses an export as slow, and run the fast tests first: what is broken should be told in seconds."""
+    for item in items:
+        if not SLOW_FIXTURES.isdisjoint(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: (item.get_closest_marker("slow") is not None, "end_to_end" in item.path.parts))
 
 
 @pytest.fixture(scope="session")

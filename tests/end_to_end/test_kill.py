@@ -329,7 +329,7 @@ def test_a_full_disk(
     monkeypatch.setenv("VINOFLOW_HOME", str(small_disk))
     monkeypatch.setenv("VINOFLOW_CACHE", str(small_disk / "cache"))
     for point in (
-        Point(target="flows.environment:prepare_prefect", fill=small_disk),  # it cannot make its database
+        Point(target="flows.environment:prepare_prefect", fill=small_disk),
         Point(target="tasks.child:Child.receive", when="after", match="compressing", fill=small_disk),
         Point(target="mlflow:MlflowClient.create_run", fill=small_disk),
         Point(target="mlflow:MlflowClient.log_model_artifact", match="openvino_model.bin", fill=small_disk),
