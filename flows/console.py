@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from tasks.progress import Step, listening
 from tasks.summary import human_bytes
@@ -22,15 +22,22 @@ def live_progress() -> Iterator[None]:
         SpinnerColumn(finished_text="[green]✓"),
         TextColumn("{task.description:<12}"),
         BarColumn(bar_width=24),
+        TimeElapsedColumn(),
         TextColumn("{task.fields[text]}"),
     )
     bars = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
-    with bars, listening(_Drawn(console, bars)):
-        yield
+    try:
+        with listening(_Drawn(console, bars)):
+            yield
+    finally:
+        bars.stop()
 
 
 class _Drawn:
-    """Draws steps with rich; a step that is over becomes a line that stays."""
+    """Draws steps with rich; a step that is over becomes a line that stays.
+
+    The terminal is ours only while a step is under way: an answer that streams between steps is left alone.
+    """
 
     def __init__(self, console: Console, bars: Progress) -> None:
         self._console = console
@@ -38,7 +45,8 @@ class _Drawn:
         self._tasks: dict[int, TaskID] = {}
 
     def began(self, step: Step) -> None:
-        self._tasks[id(step)] = self._bars.add_task(step.name, total=step.total, text=_text(step))
+        self._tasks[id(step)] = self._bars.add_task(step.name, total=step.total, text=escape(_text(step)))
+        self._bars.start()
 
     def moved(self, step: Step) -> None:
         self._bars.update(
@@ -47,6 +55,8 @@ class _Drawn:
 
     def ended(self, step: Step, *, failed: bool) -> None:
         self._bars.remove_task(self._tasks.pop(id(step)))
+        if not self._tasks:
+            self._bars.stop()
         mark = "[red]✗[/red]" if failed else "[green]✓[/green]"
         self._console.print(f"{mark} {step.name:<12} {step.seconds:7.1f} s  {escape(_text(step))}", soft_wrap=True)
 
@@ -55,8 +65,10 @@ def _text(step: Step) -> str:
     amount = ""
     if step.unit == "bytes" and step.total:
         amount = f"{human_bytes(step.done)} of {human_bytes(step.total)}"
-    elif step.total:
+    elif step.unit == "steps" and step.total:
         amount = f"{step.done:.0f} of {step.total:.0f}"
+    elif step.total:
+        amount = f"{100 * step.done / step.total:.0f} %"
     return "  ".join(part for part in (amount, step.note) if part)
 
 
