@@ -7,12 +7,15 @@ import json
 import shutil
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tasks import locations, telemetry
 from tasks.errors import DiskFullError, VinoflowError
+
+if TYPE_CHECKING:
+    from tasks.serve import Answered
 
 app = typer.Typer(
     name="vinoflow",
@@ -37,8 +40,8 @@ def export_and_validate(recipe: RecipePath, as_json: AsJson = False) -> None:
     from flows.console import live_progress, say, show_table
     from flows.environment import prepare_prefect
     from flows.outcome import find_known
-    from tasks.config import load_recipe
     from tasks.progress import step
+    from tasks.recipe_file import load_recipe
     from tasks.summary import summarise
 
     loaded = load_recipe(recipe)
@@ -95,25 +98,22 @@ def ask(
 
     with live_progress():
         answered = answer(model, [request], device=device, on_text=show)
-    version, given = answered.version, answered.completions[0].answer
     if as_json:
-        typer.echo(
-            json.dumps(
-                {
-                    "model": version.reference,
-                    "digest": version.digest,
-                    "device": answered.device,
-                    **given.model_dump(mode="json"),
-                }
-            )
-        )
-        return
-    typer.echo()
+        given = answered.completions[0].answer.model_dump(mode="json")
+        names = {"model": answered.version.reference, "digest": answered.version.digest, "device": answered.device}
+        typer.echo(json.dumps(names | given))
+    else:
+        typer.echo()
+        say(_how_it_went(answered, max_new_tokens=max_new_tokens))
+
+
+def _how_it_went(answered: Answered, *, max_new_tokens: int) -> str:
+    given = answered.completions[0].answer
     speed = f", then {1000 / given.tpot_ms:.0f} tokens/s" if given.tpot_ms else ""
     cut = f"; cut at --max-new-tokens {max_new_tokens}" if given.finish_reason == "length" else ""
-    say(
-        f"{version.reference} {version.digest[:12]} on {answered.device}: {len(given.token_ids)} tokens, the first "
-        f"after {given.ttft_ms:.0f} ms{speed}{cut}"
+    return (
+        f"{answered.version.reference} {answered.version.digest[:12]} on {answered.device}: "
+        f"{len(given.token_ids)} tokens, the first after {given.ttft_ms:.0f} ms{speed}{cut}"
     )
 
 
@@ -122,8 +122,8 @@ def check(recipe: RecipePath, as_json: AsJson = False) -> None:
     """Check a recipe, and predict from the checkpoint's headers what its export will be. Loads no weights."""
     from flows.check import check_recipe
     from flows.console import live_progress, say, show_table
-    from tasks.config import load_recipe
     from tasks.errors import PreflightError
+    from tasks.recipe_file import load_recipe
 
     loaded = load_recipe(recipe)
     with live_progress():

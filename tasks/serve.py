@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 from pydantic import Field
 
 from tasks import progress
+from tasks.config import one_device
 from tasks.engine import Completion, Engine, Request
+from tasks.errors import DeviceError
 from tasks.records import ModelVersion, Record
 from tasks.registry import PulledModel, pull
 
@@ -42,8 +44,12 @@ def answer(
         DeviceError: The device is missing or refuses the model.
         EngineError: A request was not answered.
     """
+    try:
+        chosen = one_device(device) if device else None
+    except ValueError as error:
+        raise DeviceError(f"device {error}") from error
     model = pull(reference)
-    used = device or model.version.tags["vinoflow.device"]
+    used = chosen or model.version.tags["vinoflow.device"]
     with load(model, device=used) as engine:
         completions = dict(engine.answers(requests, on_text=on_text))
     ordered = tuple(completions[index] for index in range(len(requests)))

@@ -13,9 +13,10 @@ import pytest
 import yaml
 
 from tasks import telemetry
-from tasks.config import Export, LocalSource, Recipe, load_recipe
+from tasks.config import Export, LocalSource, Recipe
 from tasks.download import download
 from tasks.export import export
+from tasks.recipe_file import load_recipe
 from tasks.records import Checkpoint, ExportedModel
 from tests.tiny import make_tiny
 

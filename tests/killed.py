@@ -19,7 +19,7 @@ from pydantic import BaseModel
 
 from tasks import child, guard, telemetry
 from tasks.child import Message
-from tasks.config import load_recipe
+from tasks.recipe_file import load_recipe
 from tasks.records import ExportedModel, ValidationReport
 
 

@@ -39,8 +39,8 @@ class Timeline:
 
 
 def export_stage(timeline: Timeline, checkpoint: str, recipe: str) -> dict[str, object]:
-    from tasks.config import load_recipe
     from tasks.export import export
+    from tasks.recipe_file import load_recipe
     from tasks.records import Checkpoint
 
     found, settings = Checkpoint.model_validate_json(Path(checkpoint).read_text()), load_recipe(Path(recipe)).export

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tasks.config import Export, LocalSource, load_recipe
+from tasks.config import Export, LocalSource
 from tasks.download import download
 from tasks.export import export
+from tasks.recipe_file import load_recipe
 from tasks.validate import validate
 from tests.conftest import write_tiny_recipe
 from tests.tiny import FAMILIES, make_tiny

@@ -84,6 +84,11 @@ def test_wrong_usage_ends_with_2_and_our_errors_with_1(vinoflow: Vinoflow, tmp_p
     assert done.stdout == ""
 
 
+def test_ask_names_one_device(vinoflow: Vinoflow) -> None:
+    done = vinoflow("ask", "Hello", "--model", "tiny@latest", "--device", "AUTO:GPU,CPU", expect=1)
+    assert "AUTO:GPU,CPU may fall back to another device in silence" in done.stderr
+
+
 @pytest.mark.slow
 def test_list_of_nothing(vinoflow: Vinoflow) -> None:
     done = vinoflow("list", "--json")

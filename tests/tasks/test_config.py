@@ -8,8 +8,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.config import Recipe, load_recipe
+from tasks.config import Recipe
 from tasks.errors import RecipeError
+from tasks.recipe_file import load_recipe
 
 ROOT = Path(__file__).parents[2]
 MINIMAL: dict[str, Any] = {

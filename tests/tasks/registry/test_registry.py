@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tasks.config import load_recipe
 from tasks.errors import IntegrityError, RecipeError, RegistryError, VersionNotFoundError
+from tasks.recipe_file import load_recipe
 from tasks.records import ExportedModel, ModelVersion, ValidationReport
 from tasks.registry import (
     RunContext,

@@ -1,0 +1,82 @@
+"""A recipe's YAML file -> Recipe, or an error that names file, field, value and way out."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from tasks.config import Recipe
+from tasks.errors import RecipeError
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice, which YAML forbids and PyYAML lets pass."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.MarkedYAMLError(problem=f"{key.value!r} is given twice", problem_mark=key.start_mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read a recipe; files that it names are looked up from its own folder.
+
+    Raises:
+        RecipeError: The file is missing or not YAML, or a field is wrong; names the file, field and value.
+    """
+    data = _read_yaml(path, "recipe")
+    validation = data.get("validation")
+    if isinstance(validation, dict) and isinstance(validation.get("prompts"), str):
+        prompts = path.parent / validation["prompts"]
+        data["validation"] = {**validation, "prompts": _read_yaml(prompts, "prompts").get("prompts")}
+    source = data.get("source")
+    if isinstance(source, dict) and source.get("kind") == "local" and isinstance(source.get("path"), str):
+        data["source"] = {**source, "path": str((path.parent / Path(source["path"]).expanduser()).resolve())}
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise RecipeError(f"recipe {path}: {_explain(error)}") from error
+
+
+def _explain(error: ValidationError) -> str:
+    """Return a validation error in words: each field, what is wrong, and the value that it has."""
+    return "; ".join(_explain_one(problem) for problem in error.errors(include_url=False))
+
+
+def _explain_one(problem: Any) -> str:
+    kinds = ("hub", "local", "wheel")
+    field = ".".join(str(part) for part in problem["loc"] if part not in kinds)
+    text = str(problem["msg"]).removeprefix("Value error, ")
+    if problem["type"] == "extra_forbidden":
+        return f"{field} is not a field: `vinoflow schema` lists them"
+    if problem["type"] == "missing":
+        return f"{field} is missing"
+    value = problem["input"]
+    shown = f" (it is {value!r})" if isinstance(value, str | int | float | bool | None) else ""
+    return f"{field}: {text}{shown}" if field else text
+
+
+def _read_yaml(path: Path, what: str) -> dict[str, Any]:
+    try:
+        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)  # noqa: S506 - a SafeLoader
+    except FileNotFoundError as error:
+        raise RecipeError(f"{what} {path}: no such file") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{what} {path} cannot be read: {error}") from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise RecipeError(f"{what} {path}{where} is not YAML: {error.problem}") from error
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise RecipeError(f"{what} {path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise RecipeError(f"{what} {path} must be a mapping of fields, and is {type(data).__name__}")
+    return data
