@@ -6,6 +6,7 @@ import json
 import shutil
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 from filelock import FileLock
@@ -53,6 +54,11 @@ def export(checkpoint: Checkpoint, settings: Export) -> ExportedModel:
         known = _finished(record)
         if known:
             return known
+        if _fetches_dataset(settings) and find_spec("datasets") is None:
+            raise ExportError(
+                f"export.dataset {settings.dataset} needs the `calibration` extra (pip install -c constraints.txt -e "
+                "'.[calibration]'): install it, or set export.dataset to auto or to a list of texts"
+            )
         verify(checkpoint.path, read_manifest(checkpoint.path, digest=checkpoint.digest))
         staging = _staging(f".staging-{key[:16]}-")
         try:
@@ -123,10 +129,13 @@ def _run(checkpoint: Checkpoint, settings: Export, staging: Path) -> int:
     return int(result["peak_rss_bytes"])
 
 
+def _fetches_dataset(settings: Export) -> bool:
+    return isinstance(settings.dataset, str) and settings.dataset != "auto"
+
+
 def _network(settings: Export) -> dict[str, str]:
     """Keep the child off the hub, unless it has to fetch a calibration dataset."""
-    needed = isinstance(settings.dataset, str) and settings.dataset != "auto"
-    return {} if needed else {"HF_HUB_OFFLINE": "1"}
+    return {} if _fetches_dataset(settings) else {"HF_HUB_OFFLINE": "1"}
 
 
 def _publish(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import threading
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,18 @@ def test_what_optimum_refuses_is_our_error_and_leaves_nothing(checkpoint: Checkp
     with pytest.raises(ExportError, match=r"(?s)export of .* failed: .*InvalidGroupSizeError"):
         export(checkpoint, Export(weight_format="int4", group_size=48, ratio=1.0))
     assert leftovers(checkpoint) == []
+
+
+def test_calibration_texts_out_of_the_recipe(checkpoint: Checkpoint) -> None:
+    texts = ("The quick brown fox jumps over the lazy dog.", "What is the capital of France?") * 4
+    settings = Export(weight_format="int4", group_size=32, dataset=texts, num_samples=4, scale_estimation=True)
+    assert export(checkpoint, settings).weights.settings["scale_estimation"] == "True"
+
+
+@pytest.mark.skipif(find_spec("datasets") is not None, reason="the calibration extra is installed")
+def test_a_dataset_of_the_hub_without_its_extra(checkpoint: Checkpoint) -> None:
+    with pytest.raises(ExportError, match=r"wikitext2 needs the `calibration` extra"):
+        export(checkpoint, Export(weight_format="int4", dataset="wikitext2", scale_estimation=True))
 
 
 def test_an_export_that_hangs_is_stopped(checkpoint: Checkpoint) -> None:
