@@ -127,7 +127,7 @@ def test_a_flipped_byte_in_any_file_is_refused_by_name(registered: Registered) -
     assert pull("tiny@latest").path.is_dir()
 
 
-def test_a_flipped_byte_in_the_cache_is_refused_too(registered: Registered) -> None:
+def test_a_damaged_copy_in_the_cache_is_replaced_by_the_stores_own_files(registered: Registered) -> None:
     registered()
     path = pull("tiny@latest").path / "openvino_model.bin"
     content = bytearray(path.read_bytes())
