@@ -34,9 +34,12 @@ def load_recipe(path: Path) -> Recipe:
     """
     data = _read_yaml(path, "recipe")
     validation = data.get("validation")
-    if isinstance(validation, dict) and isinstance(validation.get("prompts"), str):
-        prompts = path.parent / validation["prompts"]
-        data["validation"] = {**validation, "prompts": _read_yaml(prompts, "prompts").get("prompts")}
+    if isinstance(validation, dict):
+        data["validation"] = validation = dict(validation)
+        if isinstance(validation.get("prompts"), str):
+            validation["prompts"] = _read_yaml(path.parent / validation["prompts"], "prompts").get("prompts")
+        if isinstance(validation.get("text"), str):
+            validation["text"] = _read_text(path.parent / validation["text"], "text")
     source = data.get("source")
     if isinstance(source, dict) and source.get("kind") == "local" and isinstance(source.get("path"), str):
         data["source"] = {**source, "path": str((path.parent / Path(source["path"]).expanduser()).resolve())}
@@ -65,12 +68,9 @@ def _explain_one(problem: Any) -> str:
 
 
 def _read_yaml(path: Path, what: str) -> dict[str, Any]:
+    text = _read_text(path, what)
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)  # noqa: S506 - a SafeLoader
-    except FileNotFoundError as error:
-        raise RecipeError(f"{what} {path}: no such file") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{what} {path} cannot be read: {error}") from error
+        data = yaml.load(text, Loader=_UniqueKeys)  # noqa: S506 - a SafeLoader
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -80,3 +80,12 @@ def _read_yaml(path: Path, what: str) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise RecipeError(f"{what} {path} must be a mapping of fields, and is {type(data).__name__}")
     return data
+
+
+def _read_text(path: Path, what: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise RecipeError(f"{what} {path}: no such file") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{what} {path} cannot be read: {error}") from error

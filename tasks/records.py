@@ -69,18 +69,40 @@ class DeviceRecord(Record):
     full_name: str = Field(description="The device's name for itself.")
     execution_devices: tuple[str, ...] = Field(description="What OpenVINO compiled for (EXECUTION_DEVICES).")
     ov_config: dict[str, str]
+    properties: dict[str, str] = Field(
+        {}, description="What it really compiled with: precision, KV cache, dynamic quantisation."
+    )
 
 
 class Answer(Record):
     """One answered prompt. Times as in openvino.genai's PerfMetrics."""
 
     text: str
-    token_ids: tuple[int, ...]
+    token_ids: tuple[int, ...] = Field(description="The stop token included, where it stopped.")
     finish_reason: Literal["stop", "length", "cancelled"]
     prompt_tokens: int
     ttft_ms: float = Field(description="From the request to its first token, in milliseconds.")
     tpot_ms: float | None = Field(description="Mean time a token after the first; None for a single token.")
     seconds: float = Field(description="From the request to its last token.")
+
+
+class ScoredToken(Record):
+    """One token of an answer, as the source model sees it."""
+
+    text: str
+    kl: float = Field(description="KL divergence source || exported at this position, in nats.")
+    source_probability: float = Field(description="The probability that the source model gave this token, 0 to 1.")
+    source_choice: str = Field(description="The token that the source model ranked first here.")
+    agrees: bool = Field(description="Whether that is this token.")
+    stop_probability: float = Field(description="The probability that the source model gave to stopping here.")
+
+
+class Divergence(Record):
+    """How far an answer is the one that the source model would have given."""
+
+    first_divergent_token: int | None = Field(description="Position in the answer, from 0; None: it never parts.")
+    source_continuation: str = Field("", description="How the source model goes on from there, greedily, for a while.")
+    perplexity: float = Field(description="Of the answer under the source model.")
 
 
 class PromptResult(Record):
@@ -90,15 +112,59 @@ class PromptResult(Record):
     prompt: str = Field(description="The text that went to the model, after the chat template.")
     answer: Answer
     failures: tuple[str, ...] = Field(description="The expectations that were not met; none: it passed.")
+    divergence: Divergence | None = Field(None, description="None: not compared with the source model.")
+    tokens: tuple[ScoredToken, ...] = Field((), description="The answer's tokens; empty: not compared.")
+
+
+class Fault(Record):
+    """Something that a check found wrong; each counts in the metric of its name."""
+
+    metric: str = Field(description="The metric that counts it, `template_mismatches` for instance.")
+    subject: str = Field(description="The prompt, text or file that it was found in.")
+    message: str
+
+
+class Band(Record):
+    """The KL divergence at some positions, over all windows of the text."""
+
+    start: int = Field(description="First position in the window.")
+    end: int = Field(description="One past the last.")
+    mean: float
+    p10: float
+    p90: float
+
+
+class LatencyRound(Record):
+    """One round over the reference prompts; warm-up not counted."""
+
+    concurrency: int = Field(description="Prompts in flight.")
+    ttft_ms: tuple[float, ...] = Field(description="Time to first token of each prompt.")
+    tpot_ms: tuple[float, ...] = Field(description="Mean time a token after the first, of each prompt that has one.")
+    inter_token_p50_ms: float
+    inter_token_p99_ms: float
+    end_to_end_tokens_per_s: float
+
+
+class ReferenceRecord(Record):
+    """What the export was compared with."""
+
+    precision: Literal["fp32", "bf16", "none"]
+    text_tokens: int = 0
+    text_digest: str = Field("", description="SHA-256 of the text; results on another one don't compare.")
+    prompts_digest: str = Field("", description="SHA-256 of the reference prompts.")
+    cached: bool = Field(False, description="Whether the source's side of the text was there from an earlier run.")
 
 
 class Verdict(Record):
-    """One gate, judged."""
+    """One gate, judged by the confidence bound on the bad side."""
 
     metric: str
     value: float | None = Field(description="None: the metric was not measured, which fails the gate.")
+    low: float | None = Field(None, description="Lower bound of the 95 % confidence interval, where there is one.")
+    high: float | None = Field(None, description="Upper bound.")
     limit: str
     passed: bool
+    built_in: bool = Field(False, description="Whether it is one of the gates that any model must pass.")
 
 
 class ValidationReport(Record):
@@ -110,7 +176,20 @@ class ValidationReport(Record):
     device: DeviceRecord
     versions: dict[str, str]
     metrics: dict[str, float]
+    intervals: dict[str, tuple[float, float]] = Field(
+        {}, description="95 % intervals by metric: bootstrap for fidelity, smallest to largest round for latency."
+    )
+    reference: ReferenceRecord = ReferenceRecord(precision="none")
+    champion: str = Field("", description="The version that relative gates compared with.")
     prompts: tuple[PromptResult, ...]
+    faults: tuple[Fault, ...] = ()
+    kl_by_position: tuple[Band, ...] = ()
+    kl_histogram: tuple[tuple[float, float, int], ...] = Field(
+        (), description="KL divergence on the text: (from, to, tokens)."
+    )
+    latency: tuple[LatencyRound, ...] = ()
+    seconds: dict[str, float] = Field({}, description="What the parts of the validation took.")
+    peak_rss_bytes: dict[str, int] = Field({}, description="Peak memory of its processes.")
     verdicts: tuple[Verdict, ...]
 
     @property

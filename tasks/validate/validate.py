@@ -44,7 +44,7 @@ def validate(exported: ExportedModel, recipe: Recipe) -> ValidationReport:
         versions=versions(RUN),
         metrics=metrics,
         prompts=results,
-        verdicts=judge(metrics, settings.gates),
+        verdicts=judge(metrics, settings.all_gates),
     )
 
 
