@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import NamedTuple
 
-from tasks.records import PromptResult, ScoredToken
+from tasks.records import Fault, PromptResult, ScoredToken, ValidationReport
 from tasks.report.quantities import quantity, share, significant
 from tasks.report.visible import quoted
 
@@ -28,6 +28,7 @@ class SideBySide(NamedTuple):
     """What the page shows of one reference prompt."""
 
     result: PromptResult
+    faults: list[Fault]
     verdict: str
     facts: str
     first: list[Run]
@@ -39,7 +40,15 @@ class SideBySide(NamedTuple):
     listed: list[tuple[int, ScoredToken]]
 
 
-def side_by_side(result: PromptResult) -> SideBySide:
+def side_by_side(report: ValidationReport) -> list[SideBySide]:
+    """Return the reference prompts' answers, those first that something is wrong with."""
+    found = [
+        _beside(result, [fault for fault in report.faults if fault.subject == result.id]) for result in report.prompts
+    ]
+    return sorted(found, key=lambda prompt: not (prompt.result.failures or prompt.faults))
+
+
+def _beside(result: PromptResult, faults: list[Fault]) -> SideBySide:
     """Return an answer cut into runs, and how the source model's own differs from it."""
     tokens = result.tokens
     parts = result.divergence.first_divergent_token if result.divergence else None
@@ -54,6 +63,7 @@ def side_by_side(result: PromptResult) -> SideBySide:
     skipped = max(0, (parts or 0) - _BEFORE)
     return SideBySide(
         result=result,
+        faults=faults,
         verdict=_verdict(result),
         facts=_facts(result),
         first=_joined(units[:end]),

@@ -158,11 +158,13 @@ def _judged(report: ValidationReport, recipe: Recipe) -> list[Judged]:
         )
         for verdict in report.verdicts
     ]
-    gates = recipe.validation.all_gates
-    unjudged = {name: "switched off by the recipe" for name in BUILT_IN_GATES if name not in gates}
-    judged = {verdict.metric for verdict in report.verdicts}
-    unjudged |= {name: "without a verdict" for name in gates if name not in judged}
-    found += [Judged("off", _figure(report, name), words, name in BUILT_IN_GATES) for name, words in unjudged.items()]
+    gates = dict.fromkeys(BUILT_IN_GATES, "without a verdict") | {
+        name: "without a verdict" if gate else "switched off by the recipe"
+        for name, gate in recipe.validation.gates.items()
+    }
+    for verdict in report.verdicts:
+        gates.pop(verdict.metric, None)
+    found += [Judged("off", _figure(report, name), words, name in BUILT_IN_GATES) for name, words in gates.items()]
     return sorted(found, key=lambda row: _STATES.index(row.state))
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import yaml
 
 from tasks.config import Recipe
+from tasks.manifest import digest_of
 from tasks.records import DeviceRecord, ExportedModel, ReferenceRecord, ValidationReport
 from tasks.report.quantities import significant
 from tasks.summary import human_bytes
@@ -18,8 +17,7 @@ def recipe_yaml(recipe: Recipe) -> str:
     """Return what the recipe states, without defaults, and with its long text as a digest."""
     data = recipe.model_dump(mode="json", exclude_unset=True)
     if text := recipe.validation.text:
-        digest = hashlib.sha256(text.encode()).hexdigest()
-        data["validation"]["text"] = f"{len(text):,} characters, SHA-256 {digest}"
+        data["validation"]["text"] = f"{len(text):,} characters, digest {digest_of(text)}"
     written: str = yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=100)
     return written
 

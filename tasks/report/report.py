@@ -51,7 +51,7 @@ def _render(report: ValidationReport, recipe: Recipe, exported: ExportedModel, p
         # a browser then applies this style and nothing else: no script, no request, no style out of an answer
         style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
         plots=plots,
-        prompts=[side_by_side(result) for result in sorted(report.prompts, key=lambda result: not result.failures)],
+        prompts=side_by_side(report),
         recipe_yaml=recipe_yaml(recipe),
         provenance=provenance(report, exported),
         **sections(report, recipe, exported),

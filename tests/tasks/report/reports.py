@@ -230,8 +230,8 @@ def _metrics(*, failed: bool) -> tuple[dict[str, float], dict[str, tuple[float, 
         }
     metrics |= {"noise_floor_kl_mean": 3.1e-7, "fdt_min": 0, "fdt_median": 12.5, "fdt_share_median": 0.33}
     metrics |= {"identical_answers_share": 3 / 16, "worst_answer_perplexity": 5.87, "engine_agreement_share": 0.9995}
-    metrics |= {name: 0 for name in BUILT_IN_GATES if name not in metrics}
-    metrics |= {"looping_answers": 1, "empty_answers": 1} if failed else {}
+    metrics |= {name: limit for name, gate in BUILT_IN_GATES.items() for limit in gate.values() if name not in metrics}
+    metrics |= {"malformed_answers": 1, "empty_answers": 1, "looping_answers": 1} if failed else {}
     for prefix, factor in (("", 1), ("concurrent_", 4)):
         speed = {"ttft_ms": 34.1, "tpot_ms": 10.4, "inter_token_p99_ms": 17.9}
         metrics |= {f"{prefix}{name}": value * factor for name, value in speed.items()}
@@ -247,7 +247,7 @@ def _verdicts(
     limits = [(name, " and ".join(_words(gate)), True) for name, gate in BUILT_IN_GATES.items()]
     limits += [("text_kl_mean", f"at most {0.19 if failed else 0.21} (1.1 of smollm2-135m-instruct/3's 0.1727)", False)]
     limits += [("tpot_ms", "at most 20", False), ("peak_rss_bytes", "at most 1.2e+09", False)]
-    broken = {"prompts_passed_share", "empty_answers", "looping_answers", "text_kl_mean"} if failed else set()
+    broken = {"prompts_passed_share", "empty_answers", "malformed_answers", "text_kl_mean"} if failed else set()
     return tuple(
         Verdict(
             metric=name,

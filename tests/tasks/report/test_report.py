@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tasks.manifest import digest_of
 from tasks.metrics import BUILT_IN_GATES, METRICS
 from tasks.records import ValidationReport
 from tasks.report import write_report
@@ -131,8 +132,10 @@ def test_the_heading_says_what_a_reader_must_not_miss(page: Page) -> None:
 def test_the_whole_content_is_there(page: Page) -> None:
     for fault in full_report().faults:
         assert fault.subject in page.text["faults"]
+    prompts = page.text["prompts"]
     for name in ANSWERS:
-        assert name in page.text["prompts"]
+        assert name in prompts
+    assert prompts.index("✗ looping_answers: repeats 'I am a helpful") < prompts.index("capital-france")
     for result in full_report().prompts:
         for failure in result.failures:
             assert failure in page.text["prompts"]
@@ -145,7 +148,7 @@ def test_the_whole_content_is_there(page: Page) -> None:
     for words in ("caa3d1c0" * 8, "2026.4.1", "KV_CACHE_PRECISION", "CPU, since GPU.0 is not here", "asked for as"):
         assert words in page.text["provenance"]
     assert "It is a truth universally" not in page.words
-    assert "text: 8,000 characters, SHA-256 " in page.text["recipe"]
+    assert f"text: 8,000 characters, digest {digest_of(full_recipe().validation.text)}" in page.text["recipe"]
 
 
 def test_answers_show_where_they_part(page: Page) -> None:
