@@ -42,6 +42,7 @@ def export_and_validate(recipe: RecipePath, as_json: AsJson = False) -> None:
     from flows.outcome import find_known
     from tasks.progress import step
     from tasks.recipe_file import load_recipe
+    from tasks.registry import evidence_uri
     from tasks.summary import summarise
 
     loaded = load_recipe(recipe)
@@ -60,7 +61,7 @@ def export_and_validate(recipe: RecipePath, as_json: AsJson = False) -> None:
             json.dumps({**version.model_dump(mode="json"), "metrics": outcome.metrics, "reused": outcome.reused})
         )
         return
-    show_table(summarise(version, outcome.metrics))
+    show_table([*summarise(version, outcome.metrics), ("report", f"{evidence_uri(version.run_id)}/report.html")])
     typer.echo("\nnext:")
     typer.echo(f'  vinoflow ask "What is the capital of France?" --model {version.name}@latest')
     typer.echo("  vinoflow list")
@@ -138,6 +139,25 @@ def check(recipe: RecipePath, as_json: AsJson = False) -> None:
         say("the checkpoint is not here yet: its layers are checked when export-and-validate has fetched it")
     if found and found.errors:
         raise PreflightError(f"recipe {recipe}: {'; '.join(found.errors)}")
+
+
+@app.command()
+def explain_loss(recipe: RecipePath, as_json: AsJson = False) -> None:
+    """Measure where an export's loss comes from: conversion, weights, KV cache, activations, arithmetic, one at a time.
+
+    Runs on the CPU; needs the source model's fp32 export, which is made once and kept in the cache.
+    """
+    from flows.console import live_progress, show_table
+    from flows.explain_loss import explain_loss as explain
+    from flows.explain_loss import rows
+    from tasks.recipe_file import load_recipe
+
+    with live_progress():
+        factors = explain(load_recipe(recipe))
+    if as_json:
+        typer.echo(json.dumps([factor.model_dump(mode="json") for factor in factors]))
+    else:
+        show_table(rows(factors))
 
 
 @app.command()

@@ -12,7 +12,8 @@ from flows.check import check_checkpoint
 from tasks.download import download
 from tasks.errors import SourceUnreachableError
 from tasks.export import export
-from tasks.registry import find_by_inputs, record, register
+from tasks.registry import champion_of, find_by_inputs, record, register
+from tasks.report import write_report
 from tasks.serve import answer
 from tasks.validate import validate
 
@@ -33,7 +34,9 @@ download_step = task(
 preflight_step = task(name="preflight", cache_policy=NO_CACHE)(check_checkpoint)
 find_step = task(name="find known version", cache_policy=NO_CACHE)(find_by_inputs)
 export_step = task(name="export", cache_policy=NO_CACHE)(export)
+champion_step = task(name="find champion", cache_policy=NO_CACHE)(champion_of)
 validate_step = task(name="validate", cache_policy=NO_CACHE)(validate)
+report_step = task(name="report", cache_policy=NO_CACHE)(write_report)
 record_step = task(name="record", cache_policy=NO_CACHE)(record)
 register_step = task(name="register", cache_policy=NO_CACHE)(register)
 answer_step = task(name="answer", cache_policy=NO_CACHE)(answer)

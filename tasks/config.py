@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from tasks.manifest import digest_of
-from tasks.metrics import BUILT_IN_GATES, METRICS
+from tasks.metrics import BUILT_IN_GATES, METRICS, NEED_REFERENCE
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -290,8 +290,22 @@ class Validation(Config):
     @property
     def all_gates(self) -> dict[str, Gate]:
         """The built-in gates and the recipe's own, less those that it switches off."""
-        gates = {name: Gate(**limits) for name, limits in BUILT_IN_GATES.items()} | self.gates
-        return {name: gate for name, gate in gates.items() if gate is not None}
+        built_in = {name: Gate(**limits) for name, limits in BUILT_IN_GATES.items() if self._can_measure(name)}
+        return {name: gate for name, gate in (built_in | self.gates).items() if gate is not None}
+
+    def _can_measure(self, metric: str) -> bool:
+        return self.reference != "none" or metric not in NEED_REFERENCE
+
+    @model_validator(mode="after")
+    def _gates_can_be_measured(self) -> Validation:
+        for name, gate in self.gates.items():
+            if gate and not self._can_measure(name):
+                raise ValueError(
+                    f"gates.{name} needs the source model, and reference is none: drop the gate, or set fp32"
+                )
+            if gate and name.startswith("text_") and not self.text:
+                raise ValueError(f"gates.{name} needs a text: set validation.text, or drop the gate")
+        return self
 
 
 class Registry(Config):

@@ -10,6 +10,9 @@ from tasks.child import Message, Parent, serve_once
 from tasks.errors import DeviceError, WorkerError
 from tasks.records import DeviceRecord
 
+# what decides how a model computes, beside its weights
+_TOLD = ("INFERENCE_PRECISION_HINT", "KV_CACHE_PRECISION", "DYNAMIC_QUANTIZATION_GROUP_SIZE", "INFERENCE_NUM_THREADS")
+
 
 def resolve(
     folder: Path,
@@ -69,9 +72,16 @@ def probe(request: Message, parent: Parent) -> Message:  # noqa: ARG001 - nothin
     try:
         compiled = core.compile_model(request["model"], device, request["ov_config"])
         execution = [str(executed) for executed in compiled.get_property("EXECUTION_DEVICES")]
+        known = set(compiled.get_property("SUPPORTED_PROPERTIES"))
+        properties = {name: _written(compiled.get_property(name)) for name in _TOLD if name in known}
     except RuntimeError as error:
         return {"refused": str(error).strip()}
-    return {"used": device, "full_name": name, "execution_devices": execution}
+    return {"used": device, "full_name": name, "execution_devices": execution, "properties": properties}
+
+
+def _written(value: object) -> str:
+    """Return a property's value as OpenVINO writes it: `bf16`, `u8`, `32`."""
+    return str(getattr(value, "get_type_name", lambda: value)())
 
 
 def _described(core: object, device: str) -> str:

@@ -48,6 +48,7 @@ METRICS = {
     "nonfinite_logits": "NaN or infinite logits of the exported model.",
     "empty_answers": "Answers without any text.",
     "looping_answers": "Answers that end in a loop into which the source model would not have gone.",
+    "looping_share": "Share of the answers that do, 0 to 1: small models loop at times, broken ones always.",
     "missed_stops": "Answers that ran on where the source model would have stopped.",
     "malformed_answers": "Answers with control characters, broken characters, or tokens of the template.",
     "unrepeatable_answers": "Prompts whose greedy answer differs when they are asked again.",
@@ -71,15 +72,29 @@ METRICS = {
     "peak_rss_bytes": "Peak resident memory of the engine's process, in bytes.",
 }
 
+# What cannot be measured where there is no source model to compare with.
+NEED_REFERENCE = {name for name in METRICS if name.startswith(("text_", "answers_", "fdt_"))} | {
+    "noise_floor_kl_mean",
+    "identical_answers_share",
+    "worst_answer_perplexity",
+    "missed_stops",
+}
+
+# What says as much of the machine as of the model.
+OF_THE_MACHINE = {name for name in METRICS if name.endswith(("_ms", "_tokens_per_s"))} | {"peak_rss_bytes"}
+
 # What any export of any model must meet. A recipe may set its own limit by the same name, or null to switch one off.
 BUILT_IN_GATES: dict[str, dict[str, float]] = {
     "prompts_passed_share": {"min": 1.0},
     "nonfinite_logits": {"max": 0},
     "tokenizer_prompt_mismatches": {"max": 0},
+    "tokenizer_stress_share": {"min": 0.98},
+    "detokenizer_stress_share": {"min": 0.98},
     "template_mismatches": {"max": 0},
     "eos_mismatches": {"max": 0},
     "empty_answers": {"max": 0},
-    "looping_answers": {"max": 0},
+    "looping_share": {"max": 0.25},
+    "worst_answer_perplexity": {"max": 50},
     "missed_stops": {"max": 0},
     "malformed_answers": {"max": 0},
     "unrepeatable_answers": {"max": 0},

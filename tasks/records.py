@@ -203,6 +203,13 @@ class ValidationReport(Record):
         return sum(not result.failures for result in self.prompts)
 
 
+class Champion(Record):
+    """What relative gates compare with: the version that an alias names, and its validation."""
+
+    reference: str = Field(description="NAME/VERSION.")
+    report: ValidationReport
+
+
 class ModelVersion(Record):
     """A registered version of a model."""
 

@@ -24,8 +24,26 @@ def summarise(version: ModelVersion, metrics: Mapping[str, float]) -> list[tuple
         ("device", device),
         ("first token", f"{metrics['ttft_ms']:.0f} ms"),
         ("speed", speed),
+        *_fidelity(metrics),
         ("prompts passed", f"{metrics['prompts_passed']:.0f} of {metrics['prompts']:.0f}"),
     ]
+
+
+def _fidelity(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
+    """Return how near a version is to its source model; nothing where it was compared with none."""
+    part = next((part for part in ("text", "answers") if f"{part}_kl_mean" in metrics), None)
+    if part is None:
+        return []
+    kl, top, mine, source = (
+        metrics[f"{part}_{name}"] for name in ("kl_mean", "same_top_share", "perplexity", "source_perplexity")
+    )
+    rows = [
+        (
+            "fidelity",
+            f"KL {kl:.3f} nats a token, same top token {100 * top:.0f} %, perplexity {mine:.1f} for {source:.1f}",
+        )
+    ]
+    return [*rows, ("divergence", f"answers part from the source's after {metrics['fdt_median']:.0f} tokens (median)")]
 
 
 def human_bytes(count: float) -> str:

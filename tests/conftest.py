@@ -15,7 +15,7 @@ import yaml
 from tasks import telemetry
 from tasks.config import Export, LocalSource, Recipe
 from tasks.download import download
-from tasks.export import export
+from tasks.export import UNCOMPRESSED, export
 from tasks.recipe_file import load_recipe
 from tasks.records import Checkpoint, ExportedModel
 from tests.tiny import make_tiny
@@ -24,7 +24,18 @@ ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "configs" / "smollm2-135m-instruct.yaml"
 telemetry.turn_off()
 
-SLOW_FIXTURES = {"smollm2", "smollm2_checkpoint", "smollm2_export", "tiny_export", "seeded", "real", "exports"}
+SLOW_FIXTURES = {
+    "smollm2",
+    "smollm2_checkpoint",
+    "smollm2_export",
+    "smollm2_floor",
+    "tiny_export",
+    "seeded",
+    "real",
+    "exports",
+}
+# gates that random weights cannot pass: switched off in the recipes of tiny models
+SAID_BY_NOISE = ("empty_answers", "looping_answers", "malformed_answers", "long_prompt_faults")
 Vinoflow = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -68,6 +79,14 @@ def smollm2_export(shared_cache: Path, smollm2: Checkpoint, recipe: Recipe) -> E
         return export(smollm2, recipe.export)
 
 
+@pytest.fixture(scope="session")
+def smollm2_floor(shared_cache: Path, smollm2: Checkpoint) -> ExportedModel:
+    """The real model exported without compression."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VINOFLOW_CACHE", str(shared_cache))
+        return export(smollm2, UNCOMPRESSED)
+
+
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A vinoflow home and cache of the test's own."""
@@ -80,10 +99,15 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.fixture
-def seeded(home: Path, tmp_path: Path, smollm2_export: ExportedModel, shared_cache: Path) -> Path:
-    """The test's own home, its cache linked to the real model's checkpoint and export."""
+def seeded(
+    home: Path, tmp_path: Path, smollm2_export: ExportedModel, smollm2_floor: ExportedModel, shared_cache: Path
+) -> Path:
+    """The test's own home, its cache linked to the real model's checkpoint, exports and source-side results."""
     link_tree(shared_cache / "checkpoints", tmp_path / "cache" / "checkpoints")
-    link_tree(smollm2_export.path, tmp_path / "cache" / "models" / smollm2_export.digest)
+    for exported in (smollm2_export, smollm2_floor):
+        link_tree(exported.path, tmp_path / "cache" / "models" / exported.digest)
+    if (shared_cache / "references").is_dir():
+        link_tree(shared_cache / "references", tmp_path / "cache" / "references")
     for record in (shared_cache / "exports").glob("*.json"):
         text = record.read_text().replace(str(shared_cache), str(tmp_path / "cache"))
         target = tmp_path / "cache" / "exports" / record.name
@@ -152,6 +176,10 @@ def write_tiny_recipe(folder: Path, checkpoint: Path, *, name: str = "tiny", **e
         "validation": {
             "device": "CPU",
             "max_new_tokens": 8,
+            "reference": "none",
+            "rounds": 2,
+            "concurrency": 2,
+            "gates": dict.fromkeys(SAID_BY_NOISE),
             "prompts": [{"id": "hello", "messages": [{"role": "user", "content": "Hello"}], "expect": expect}],
         },
     }

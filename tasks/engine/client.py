@@ -16,10 +16,11 @@ from tasks.records import Answer, Record
 
 
 class Request(Record):
-    """One prompt for the engine: a chat, or a raw text. Greedy unless `generation` says otherwise."""
+    """One prompt for the engine: a chat, a raw text, or its tokens. Greedy unless `generation` says otherwise."""
 
     messages: tuple[Message, ...] = ()
     prompt: str = ""
+    token_ids: tuple[int, ...] = ()
     add_special_tokens: bool = True
     max_new_tokens: int = 256
     generation: dict[str, float | int | bool] = Field(
@@ -31,6 +32,8 @@ class Completion(Record):
     """What the engine made of one request."""
 
     prompt: str = Field(description="The text that went to the model, after the chat template.")
+    prompt_ids: tuple[int, ...] = Field(description="Its tokens: what the model read.")
+    token_ms: tuple[float, ...] = Field(description="When each token of the answer came, from the request on.")
     answer: Answer
 
 
@@ -71,6 +74,7 @@ class Engine:
             self._child.close(grace_s=0)
             raise
         self.load_ms = float(ready["load_ms"])
+        self.context = int(ready["context"])  # tokens of prompt and answer that the model can hold
 
     def answers(
         self,
@@ -107,7 +111,7 @@ class Engine:
                 if event["event"] == "failed":
                     raise EngineError(f"request {index + 1} of {len(requests)} was not answered: {event['error']}")
                 self.peak_rss_bytes = event["peak_rss_bytes"]
-                yield index, Completion(prompt=event["prompt"], answer=Answer.model_validate(event["answer"]))
+                yield index, Completion.model_validate(event["completion"])
         except WorkerError as error:
             remaining.clear()
             raise EngineError(f"the engine stopped: {error}") from error
@@ -140,6 +144,7 @@ def _message(number: int, request: Request) -> dict[str, object]:
         "id": number,
         "messages": [message.model_dump() for message in request.messages],
         "prompt": request.prompt,
+        "token_ids": request.token_ids,
         "add_special_tokens": request.add_special_tokens,
         "generation": {"do_sample": False, **request.generation, "max_new_tokens": request.max_new_tokens},
     }

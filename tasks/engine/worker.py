@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tasks.child import Message, Parent, parent_from_arguments
 
 
@@ -24,11 +26,10 @@ class Running:
     handle: Any
     streamer: Any
     prompt: str
-    prompt_tokens: int
+    prompt_ids: list[int]
     started: float
     token_ids: list[int] = field(default_factory=list)
-    first: float = 0.0
-    last: float = 0.0
+    times: list[float] = field(default_factory=list)
     finish_reason: str = ""
     cancelled: bool = False
 
@@ -59,7 +60,7 @@ class EngineProcess:
     def serve(self) -> None:
         """Step while there are requests, wait while there are none, end when the parent is gone."""
         threading.Thread(target=self._read, daemon=True).start()
-        self.parent.send(event="ready", load_ms=self.load_ms)
+        self.parent.send(event="ready", load_ms=self.load_ms, context=self.context)
         while True:
             while not self.running or not self.inbox.empty():
                 message = self.inbox.get()
@@ -95,12 +96,7 @@ class EngineProcess:
         Raises:
             ValueError: The prompt is empty, or leaves no room in the model's context.
         """
-        if message.get("messages"):
-            prompt = self.tokenizer.apply_chat_template(message["messages"], True)
-            special = False  # the template has written them
-        else:
-            prompt, special = message["prompt"], message["add_special_tokens"]
-        ids = self.tokenizer.encode(prompt, add_special_tokens=special).input_ids
+        prompt, ids = self._encode(message)
         length = ids.shape[1]
         if length == 0:
             raise ValueError("the prompt is empty")
@@ -113,7 +109,21 @@ class EngineProcess:
         number = message["id"]
         streamer = self.genai.TextStreamer(self.tokenizer, lambda text: self._stream(number, text))
         handle = self.pipeline.add_request(number, ids, generation)
-        return Running(handle, streamer, prompt, length, message["received"])
+        return Running(handle, streamer, prompt, ids.data[0].tolist(), message["received"])
+
+    def _encode(self, message: Message) -> tuple[str, Any]:
+        """Return a request's text and its tokens, shape (1, tokens)."""
+        import openvino
+
+        if message.get("token_ids"):
+            ids = openvino.Tensor(np.array([message["token_ids"]], np.int64))
+            return self.tokenizer.decode(message["token_ids"], skip_special_tokens=False), ids
+        if message.get("messages"):
+            prompt = self.tokenizer.apply_chat_template(message["messages"], True)
+            special = False  # the template has written them
+        else:
+            prompt, special = message["prompt"], message["add_special_tokens"]
+        return prompt, self.tokenizer.encode(prompt, add_special_tokens=special).input_ids
 
     def _stream(self, number: int, text: str) -> bool:
         if text:
@@ -125,9 +135,8 @@ class EngineProcess:
         request = self.running[number]
         while request.handle.can_read():
             for output in request.handle.read().values():
-                request.first = request.first or now
-                request.last = now
                 request.token_ids += output.generated_ids
+                request.times += [now] * len(output.generated_ids)
                 request.streamer.write(list(output.generated_ids))
                 if output.finish_reason != self.genai.GenerationFinishReason.NONE:
                     request.finish_reason = output.finish_reason.name.lower()
@@ -141,19 +150,22 @@ class EngineProcess:
         if status == self.genai.GenerationStatus.IGNORED or not request.finish_reason:
             self.parent.send(event="failed", id=number, error=f"the engine gave the request up ({status.name})")
         else:
-            self.parent.send(event="done", id=number, prompt=request.prompt, answer=self._answer(request), **_memory())
+            self.parent.send(event="done", id=number, completion=self._completion(request), **_memory())
 
-    def _answer(self, request: Running) -> dict[str, object]:
+    def _completion(self, request: Running) -> dict[str, object]:
         count = len(request.token_ids)
-        return {
+        times = [moment - request.started for moment in request.times] or [0.0]  # cancelled before its first token
+        answer = {
             "text": self.tokenizer.decode(request.token_ids),
             "token_ids": request.token_ids,
             "finish_reason": request.finish_reason,
-            "prompt_tokens": request.prompt_tokens,
-            "ttft_ms": (request.first - request.started) * 1000,
-            "tpot_ms": (request.last - request.first) * 1000 / (count - 1) if count > 1 else None,
-            "seconds": request.last - request.started,
+            "prompt_tokens": len(request.prompt_ids),
+            "ttft_ms": times[0] * 1000,
+            "tpot_ms": (times[-1] - times[0]) * 1000 / (count - 1) if count > 1 else None,
+            "seconds": times[-1],
         }
+        token_ms = [round(moment * 1000, 3) for moment in times]
+        return {"prompt": request.prompt, "prompt_ids": request.prompt_ids, "token_ms": token_ms, "answer": answer}
 
 
 def _memory() -> dict[str, int]:

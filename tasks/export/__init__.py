@@ -1,5 +1,5 @@
 """The export stage."""
 
-from tasks.export.export import export, has_chat_template
+from tasks.export.export import UNCOMPRESSED, export, has_chat_template
 
-__all__ = ["export", "has_chat_template"]
+__all__ = ["UNCOMPRESSED", "export", "has_chat_template"]

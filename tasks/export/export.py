@@ -30,6 +30,7 @@ REQUIRED = (
     "config.json",
     "generation_config.json",
 )
+UNCOMPRESSED = Export(weight_format="fp32")  # what conversion alone makes of a model
 _DISK_FULL = ("No space left on device", "iostream error")  # Python's words, and all that OpenVINO's writer says
 
 

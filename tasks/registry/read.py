@@ -14,7 +14,7 @@ from filelock import FileLock
 from tasks import locations, progress
 from tasks.errors import IntegrityError, RecipeError, RegistryError, VersionNotFoundError
 from tasks.manifest import MANIFEST_NAME, Manifest, discard, put_in_place, read_manifest, verify
-from tasks.records import ModelVersion, Record
+from tasks.records import Champion, ModelVersion, Record, ValidationReport
 from tasks.registry.store import connect, translated
 
 if TYPE_CHECKING:
@@ -82,6 +82,38 @@ def metrics_of(version: ModelVersion) -> dict[str, float]:
     """Return the metrics of the run that a version came from."""
     with translated():
         return dict(connect().get_run(version.run_id).data.metrics)
+
+
+def report_of(version: ModelVersion) -> ValidationReport:
+    """Return the validation that a version passed.
+
+    Raises:
+        RegistryError: It is not there, or is not one.
+    """
+    from mlflow.artifacts import load_text
+
+    with translated():
+        text = load_text(f"{evidence_uri(version.run_id)}/report.json")
+    try:
+        return ValidationReport.model_validate_json(text)
+    except ValueError as error:
+        raise RegistryError(f"the report of {version.reference} cannot be read: {error}") from error
+
+
+def evidence_uri(run_id: str) -> str:
+    """Return where the evidence of a run is kept: a path where that is a folder of this machine."""
+    with translated():
+        uri = str(connect().get_run(run_id).info.artifact_uri)
+    parts = urlparse(uri)
+    return unquote(parts.path) if parts.scheme in ("", "file") else uri
+
+
+def champion_of(name: str) -> Champion | None:
+    """Return the version that serves under the alias `champion`, with its report; None where there is none."""
+    for version in list_versions(name):
+        if "champion" in version.aliases:
+            return Champion(reference=version.reference, report=report_of(version))
+    return None
 
 
 def pull(reference: str) -> PulledModel:

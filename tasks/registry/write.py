@@ -42,8 +42,10 @@ class RunContext(Record):
     git_commit: str = Field("", description="Commit of the repository that the recipe lies in.")
 
 
-def record(recipe: Recipe, exported: ExportedModel, report: ValidationReport, context: RunContext) -> str:
-    """Log one MLflow run with parameters, metrics, tags and evidence; return its id.
+def record(
+    recipe: Recipe, exported: ExportedModel, report: ValidationReport, context: RunContext, *, evidence: Path
+) -> str:
+    """Log one MLflow run with parameters, metrics, tags and evidence (a folder); return its id.
 
     Raises:
         RegistryError: MLflow does not answer, or refuses.
@@ -60,6 +62,7 @@ def record(recipe: Recipe, exported: ExportedModel, report: ValidationReport, co
         run_id = str(run.info.run_id)
         try:
             _log(client, run_id, recipe, exported, report)
+            client.log_artifacts(run_id, str(evidence))
         except BaseException:
             with contextlib.suppress(Exception):  # what went wrong first is what to tell
                 client.set_terminated(run_id, "FAILED")
@@ -140,7 +143,8 @@ def _version_tags(
 def _log(client: MlflowClient, run_id: str, recipe: Recipe, exported: ExportedModel, report: ValidationReport) -> None:
     from mlflow.entities import Metric, Param
 
-    params = [Param(name, value[:6000]) for name, value in flatten(recipe.model_dump(mode="json"))]
+    settings = recipe.model_dump(mode="json", exclude={"validation": {"text"}})  # which recipe.yaml has in full
+    params = [Param(name, value[:6000]) for name, value in flatten(settings)]
     for start in range(0, len(params), 100):  # MLflow takes 100 at a time
         client.log_batch(run_id, params=params[start : start + 100])
     now = int(time.time() * 1000)
@@ -152,7 +156,6 @@ def _log(client: MlflowClient, run_id: str, recipe: Recipe, exported: ExportedMo
     client.log_batch(run_id, metrics=[Metric(name, value, now, 0) for name, value in sorted(metrics.items())])
     answers = "".join(result.model_dump_json() + "\n" for result in report.prompts)
     texts = {
-        "report.json": report.model_dump_json(indent=1),
         "answers.jsonl": answers,
         "recipe.yaml": yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
         "export.json": exported.model_dump_json(indent=1, exclude={"path": True, "checkpoint": {"path"}}),

@@ -1,5 +1,6 @@
 """The validation stage."""
 
+from tasks.validate.attribution import Factor, attribute
 from tasks.validate.validate import validate
 
-__all__ = ["validate"]
+__all__ = ["Factor", "attribute", "validate"]

@@ -8,6 +8,16 @@ from collections.abc import Sequence
 
 Chat = list[dict[str, str]]
 
+_MET, _AT, _IN = (
+    ("geese", "foxes", "cows", "bees", "hens"),
+    ("mill", "old bridge", "harbour"),
+    ("rain", "sun", "fog", "wind"),
+)
+# what a long prompt is made of where the recipe has no text: some 2,500 tokens in which nothing comes twice
+STORY = " ".join(
+    f"On day {day} we met {day * 7 % 23 + 2} {_MET[day % 5]} near the {_AT[day % 3]}, in the {_IN[day % 4]}."
+    for day in range(1, 121)
+)
 _PROSE = 'It was a bright cold day in April; the clocks struck 13. Winston\'s chin (0.5 m above) hurt — "badly".\n'
 _CODE = "def area(width, height):\n\treturn width * height  # in m²\n\n\nprint(f'{area(3, 4):>8.2f}')   \n"
 _ACCENTS = "Où est l'été ? Ångström, naïve, Đặng, Việt Nam"

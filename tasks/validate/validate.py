@@ -1,29 +1,143 @@
-"""ExportedModel -> ValidationReport: what it answers on the device, how fast, and whether that is enough."""
+"""ExportedModel -> ValidationReport: is it still the source model, does it behave on the device, is that enough."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from tasks import progress
-from tasks.config import Recipe, ReferencePrompt, Validation
+from tasks.config import Recipe, Validation
 from tasks.devices import resolve
-from tasks.engine import Completion, Engine, Request
-from tasks.errors import EngineError
-from tasks.records import DeviceRecord, ExportedModel, PromptResult, ValidationReport
+from tasks.engine import Completion, Engine
+from tasks.manifest import digest_of
+from tasks.records import (
+    Champion,
+    DeviceRecord,
+    Divergence,
+    ExportedModel,
+    Fault,
+    PromptResult,
+    ReferenceRecord,
+    ScoredToken,
+    ValidationReport,
+)
+from tasks.validate.answering import SHORT_PROBE, Asked, Clock, OpenEngine, ask, restart
+from tasks.validate.comparing import Compared, compare_with_source, noise_floor
 from tasks.validate.expectations import failures
-from tasks.validate.gates import judge
-from tasks.validate.performance import performance
+from tasks.validate.gates import comparable, judge
+from tasks.validate.parity import Parity, check_parity
+from tasks.validate.passages import Passage, windows
+from tasks.validate.sanity import differing, said
+from tasks.validate.stress import STORY
 from tasks.versions import RUN, versions
 
+ABSURD = 50.0  # perplexity under the source model: good answers stay below 4, gibberish is in the thousands
+COUNTED = (
+    "empty_answers",
+    "looping_answers",
+    "malformed_answers",
+    "unrepeatable_answers",
+    "long_prompt_faults",
+    "warm_start_mismatches",
+)
 
-def validate(exported: ExportedModel, recipe: Recipe) -> ValidationReport:
-    """Answer the reference prompts on the recipe's device and judge the answers.
+
+def validate(
+    exported: ExportedModel,
+    recipe: Recipe,
+    *,
+    champion: Champion | None = None,
+    floor: ExportedModel | None = None,
+    open_engine: OpenEngine = Engine,
+) -> ValidationReport:
+    """Answer the reference prompts on the recipe's device, compare with the source model, and judge.
+
+    Args:
+        exported: What is validated.
+        recipe: Its recipe.
+        champion: The version that relative gates compare with.
+        floor: The source model exported in fp32, for the noise floor.
+        open_engine: What loads the engine, with `Engine`'s arguments.
 
     Raises:
         DeviceError: The device is missing or refuses the model.
         EngineError: The engine died, or the whole took longer than the recipe's timeout.
+        WorkerError: The source model cannot be run.
     """
-    settings = recipe.validation
+    settings, clock, seconds = recipe.validation, Clock(recipe.validation.timeout_s), _Seconds()
+    with seconds.of("compile"):
+        device = _compile(exported, settings)
+    with seconds.of("parity"):
+        parity = check_parity(
+            exported.checkpoint.path,
+            exported.path,
+            settings.prompts,
+            text=settings.text or STORY,
+            trust_remote_code=recipe.export.trust_remote_code,
+            timeout_s=clock.left_s("parity"),
+        )
+    with seconds.of("generate"):
+        asked = ask(exported.path, settings, device, text_ids=parity.text_ids, open_engine=open_engine, clock=clock)
+    with seconds.of("restart"):
+        loads, restarts = restart(
+            exported.path, settings, device, expected=asked.prompts, open_engine=open_engine, clock=clock
+        )
+    text = windows(parity.text_ids, prefix=parity.prefix_ids) if settings.text else []
+    with seconds.of("compare"):
+        compared = compare_with_source(
+            exported, recipe, device, asked=asked, text=text, stop_ids=parity.stop_ids, clock=clock
+        )
+    metrics, intervals = asked.metrics | loads | parity.metrics | compared.metrics, asked.intervals | compared.intervals
+    if floor and text:
+        with seconds.of("noise floor"):
+            more, spread = noise_floor(exported.checkpoint, floor, text, clock=clock)
+        metrics, intervals = metrics | more, intervals | spread
+    results = _results(asked, settings, compared)
+    faults = (*parity.faults, *asked.faults, *restarts, *_sanity(asked, results, parity, compared))
+    metrics |= _counts(results, faults, compared_with_source=bool(compared.divergences))
+    reference = _reference(settings, text, compared)
+    return ValidationReport(
+        model_digest=exported.digest,
+        checkpoint_digest=exported.checkpoint.digest,
+        recipe_digest=recipe.digest,
+        device=device,
+        versions=versions(RUN),
+        metrics=metrics,
+        intervals=intervals,
+        reference=reference,
+        champion=champion.reference if champion else "",
+        prompts=results,
+        faults=faults,
+        kl_by_position=compared.bands,
+        kl_histogram=compared.histogram,
+        latency=tuple(asked.latency),
+        seconds=seconds.taken,
+        peak_rss_bytes={"engine": int(asked.metrics["peak_rss_bytes"])} | compared.peak_rss_bytes,
+        verdicts=judge(
+            metrics,
+            settings.all_gates,
+            intervals=intervals,
+            champion=champion.reference if champion else "",
+            known=comparable(champion, reference, device),
+        ),
+    )
+
+
+class _Seconds:
+    """What the parts of the validation took."""
+
+    def __init__(self) -> None:
+        self.taken: dict[str, float] = {}
+
+    @contextmanager
+    def of(self, part: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.taken[part] = round(time.perf_counter() - started, 3)
+
+
+def _compile(exported: ExportedModel, settings: Validation) -> DeviceRecord:
     with progress.step("compile") as step:
         device = resolve(
             exported.path,
@@ -33,61 +147,81 @@ def validate(exported: ExportedModel, recipe: Recipe) -> ValidationReport:
             timeout_s=settings.timeout_s,
         )
         step.update(note=f"on {device.used}")
-    results, metrics = _answer(exported, settings, device)
-    passed = sum(not result.failures for result in results)
-    metrics |= {"prompts": len(results), "prompts_passed": passed, "prompts_passed_share": passed / len(results)}
-    return ValidationReport(
-        model_digest=exported.digest,
-        checkpoint_digest=exported.checkpoint.digest,
-        recipe_digest=recipe.digest,
-        device=device,
-        versions=versions(RUN),
-        metrics=metrics,
-        prompts=results,
-        verdicts=judge(metrics, settings.all_gates),
+    return device
+
+
+def _results(asked: Asked, settings: Validation, compared: Compared) -> tuple[PromptResult, ...]:
+    """Return the reference prompts with their answers, and with what comparing found of them."""
+    return tuple(
+        _result(prompt.id, completion, compared, number, expectations=failures(completion.answer, prompt.expect))
+        for number, (prompt, completion) in enumerate(zip(settings.prompts, asked.prompts, strict=True))
     )
 
 
-def _answer(
-    exported: ExportedModel, settings: Validation, device: DeviceRecord
-) -> tuple[tuple[PromptResult, ...], dict[str, float]]:
-    """Answer the prompts one at a time, after a warm-up that does not count."""
-    deadline = time.monotonic() + settings.timeout_s
-    results = []
-    # prefix caching would make every prompt after the first look faster than a user's first one
-    with (
-        Engine(exported.path, device=device.used, ov_config=settings.ov_config, prefix_caching=False) as engine,
-        progress.step("generate", total=len(settings.prompts), unit="steps") as step,
-    ):
-        engine.answer(_request(settings.prompts[0], 8))
-        for number, prompt in enumerate(settings.prompts, start=1):
-            if time.monotonic() > deadline:
-                raise EngineError(
-                    f"validation took longer than validation.timeout_s {settings.timeout_s:g}: prompt {number} of "
-                    f"{len(settings.prompts)} was not begun"
-                )
-            step.update(note=prompt.id)
-            completion = engine.answer(_request(prompt, settings.max_new_tokens))
-            results.append(_result(prompt, completion))
-            step.update(done=number, note="")
-        metrics = performance([result.answer for result in results])
-        metrics |= {"load_ms": engine.load_ms, "peak_rss_bytes": float(engine.peak_rss_bytes)}
-    return tuple(results), metrics
-
-
-def _request(prompt: ReferencePrompt, max_new_tokens: int) -> Request:
-    return Request(
-        messages=prompt.messages,
-        prompt=prompt.prompt or "",
-        add_special_tokens=prompt.add_special_tokens,
-        max_new_tokens=min(max_new_tokens, prompt.max_new_tokens or max_new_tokens),
-    )
-
-
-def _result(prompt: ReferencePrompt, completion: Completion) -> PromptResult:
+def _result(
+    name: str, completion: Completion, compared: Compared, number: int, *, expectations: tuple[str, ...] = ()
+) -> PromptResult:
+    divergence: Divergence | None = None
+    tokens: tuple[ScoredToken, ...] = ()
+    if compared.divergences:
+        divergence, tokens = compared.divergences[number], compared.tokens[number]
     return PromptResult(
-        id=prompt.id,
+        id=name,
         prompt=completion.prompt,
         answer=completion.answer,
-        failures=failures(completion.answer, prompt.expect),
+        failures=expectations,
+        divergence=divergence,
+        tokens=tokens,
+    )
+
+
+def _sanity(asked: Asked, results: Sequence[PromptResult], parity: Parity, compared: Compared) -> list[Fault]:
+    """Return what is wrong with the answers as such."""
+    ids = {"stop_ids": parity.stop_ids, "template_ids": parity.template_ids}
+    probes = [
+        _result(name, completion, compared, number)
+        for number, (name, completion) in enumerate(asked.probes.items(), start=len(results))
+    ]
+    repeated = differing(results, [completion.answer for completion in asked.again])
+    return [*said(results, **ids), *repeated, *_about_probes(probes, said(probes, **ids))]
+
+
+def _about_probes(probes: Sequence[PromptResult], found: Sequence[Fault]) -> Iterator[Fault]:
+    """Yield what is wrong with the answers to probes.
+
+    The source model tells best whether one is absurd; without it, a loop does, but not after a single token, where the
+    best models go round in circles.
+    """
+    compared = {probe.id for probe in probes if probe.divergence}
+    for fault in found:
+        if fault.metric != "looping_answers" or fault.subject not in compared | {SHORT_PROBE}:
+            yield fault.model_copy(update={"metric": "long_prompt_faults"})
+    for probe in probes:
+        if probe.divergence and probe.divergence.perplexity > ABSURD:
+            perplexity = f"perplexity {probe.divergence.perplexity:.0f}"
+            message = f"the source model finds the answer absurd ({perplexity}): {probe.answer.text!r}"
+            yield Fault(metric="long_prompt_faults", subject=probe.id, message=message)
+
+
+def _counts(
+    results: Sequence[PromptResult], faults: Sequence[Fault], *, compared_with_source: bool
+) -> dict[str, float]:
+    passed = sum(not result.failures for result in results)
+    counted = [*COUNTED, *(["missed_stops"] if compared_with_source else [])]  # only the source tells of those
+    return {
+        "prompts": float(len(results)),
+        "prompts_passed": float(passed),
+        "prompts_passed_share": passed / len(results),
+        "looping_share": sum(fault.metric == "looping_answers" for fault in faults) / len(results),
+        **{metric: float(sum(fault.metric == metric for fault in faults)) for metric in counted},
+    }
+
+
+def _reference(settings: Validation, text: Sequence[Passage], compared: Compared) -> ReferenceRecord:
+    return ReferenceRecord(
+        precision=settings.reference,
+        text_tokens=sum(passage.scored for passage in text),
+        text_digest=digest_of(settings.text) if settings.text else "",
+        prompts_digest=digest_of([prompt.model_dump(mode="json") for prompt in settings.prompts]),
+        cached=compared.cached,
     )

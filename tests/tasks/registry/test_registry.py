@@ -14,6 +14,7 @@ from tasks.recipe_file import load_recipe
 from tasks.records import ExportedModel, ModelVersion, ValidationReport
 from tasks.registry import (
     RunContext,
+    champion_of,
     connect,
     find_by_inputs,
     list_versions,
@@ -42,13 +43,19 @@ def report(
 
 
 @pytest.fixture
-def registered(home: Path, tiny_recipe: Path, tiny_export: ExportedModel, report: ValidationReport) -> Registered:
+def registered(
+    home: Path, tmp_path: Path, tiny_recipe: Path, tiny_export: ExportedModel, report: ValidationReport
+) -> Registered:
     """Record and register the tiny export once more."""
     recipe = load_recipe(tiny_recipe)
+    evidence = tmp_path / "evidence"
+    (evidence / "plots").mkdir(parents=True)
+    (evidence / "report.json").write_text(report.model_dump_json())
+    (evidence / "plots" / "latency.png").write_bytes(b"PNG")
     context = RunContext(started_at=time.time(), inputs="inputs-of-tiny", flow_run_id="flow-1", git_commit="c" * 40)
 
     def once() -> ModelVersion:
-        run_id = record(recipe, tiny_export, report, context)
+        run_id = record(recipe, tiny_export, report, context, evidence=evidence)
         return register(recipe, tiny_export, report, context, run_id=run_id)
 
     return once
@@ -69,7 +76,7 @@ def test_a_version_knows_where_it_came_from(registered: Registered, tiny_export:
     assert run.data.metrics["prompts_passed"] == 1
     assert metrics_of(version) == run.data.metrics
     names = {entry.path for entry in connect().list_artifacts(version.run_id)}
-    assert names == {"report.json", "answers.jsonl", "recipe.yaml", "export.json", "requirements.txt"}
+    assert names == {"plots", "report.json", "answers.jsonl", "recipe.yaml", "export.json", "requirements.txt"}
     assert (home / "mlruns" / "mlflow.db").is_file()
 
 
@@ -78,8 +85,17 @@ def test_evidence_reads_back_as_it_was(registered: Registered, report: Validatio
 
     location = connect().get_run(registered().run_id).info.artifact_uri
     assert ValidationReport.model_validate_json(load_text(f"{location}/report.json")) == report
+    assert load_text(f"{location}/plots/latency.png") == "PNG"
     (line,) = load_text(f"{location}/answers.jsonl").splitlines()
     assert json.loads(line)["id"] == "hello"
+
+
+def test_the_champion_is_known_with_its_report(registered: Registered, report: ValidationReport) -> None:
+    registered()
+    assert champion_of("tiny") is None
+    connect().set_registered_model_alias("tiny", "champion", "1")
+    found = champion_of("tiny")
+    assert found is not None and (found.reference, found.report) == ("tiny/1", report)
 
 
 def test_files_are_written_once_and_pull_shares_them(registered: Registered, tiny_export: ExportedModel) -> None:
