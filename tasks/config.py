@@ -283,8 +283,9 @@ class Validation(Config):
     def _metrics_exist(cls, value: dict[str, Gate | None]) -> dict[str, Gate | None]:
         for name in value:
             if name not in METRICS:
-                near = difflib.get_close_matches(name, METRICS, n=3, cutoff=0.3)
-                raise ValueError(f"no metric is called {name!r}; there are {', '.join(near or METRICS)}, ...")
+                near = difflib.get_close_matches(name, METRICS, n=3)
+                hint = f"did you mean {' or '.join(near)}? " if near else ""
+                raise ValueError(f"no metric is called {name!r}: {hint}`vinoflow schema` lists them")
         return value
 
     @property

@@ -45,6 +45,8 @@ METRICS = {
     "detokenizer_stress_share": "Share of the stress texts that decode to the same text, 0 to 1.",
     "template_mismatches": "Chats that the engine renders otherwise than Hugging Face's template.",
     "eos_mismatches": "Disagreements of configs, tokenizers, template and engine on what ends an answer.",
+    "engine_failures": "How often the model failed to load, to answer or to be compared.",
+    "nonfinite_weights": "Weights, scales and other constants of the exported model that hold NaN or infinity.",
     "nonfinite_logits": "NaN or infinite logits of the exported model.",
     "empty_answers": "Answers without any text.",
     "looping_answers": "Answers that end in a loop into which the source model would not have gone.",
@@ -86,6 +88,8 @@ OF_THE_MACHINE = {name for name in METRICS if name.endswith(("_ms", "_tokens_per
 # What any export of any model must meet. A recipe may set its own limit by the same name, or null to switch one off.
 BUILT_IN_GATES: dict[str, dict[str, float]] = {
     "prompts_passed_share": {"min": 1.0},
+    "engine_failures": {"max": 0},
+    "nonfinite_weights": {"max": 0},
     "nonfinite_logits": {"max": 0},
     "tokenizer_prompt_mismatches": {"max": 0},
     "tokenizer_stress_share": {"min": 0.98},

@@ -90,7 +90,7 @@ class ScoredToken(Record):
     """One token of an answer, as the source model sees it."""
 
     text: str
-    kl: float = Field(description="KL divergence source || exported at this position, in nats.")
+    kl: float | None = Field(description="KL divergence source || exported here, in nats; None: it is no number.")
     source_probability: float = Field(description="The probability that the source model gave this token, 0 to 1.")
     source_choice: str = Field(description="The token that the source model ranked first here.")
     agrees: bool = Field(description="Whether that is this token.")

@@ -79,9 +79,10 @@ def _beside(result: PromptResult, faults: list[Fault]) -> SideBySide:
 def _run(token: ScoredToken, *, parts: bool) -> Run:
     if token.agrees and not parts:
         return Run(token.text)
+    kl = "no number" if token.kl is None else f"{significant(token.kl)} nats"
     note = (
         f"The source model would say {quoted(token.source_choice)}; it gives this token "
-        f"{share(token.source_probability)}. KL divergence {significant(token.kl)} nats."
+        f"{share(token.source_probability)}. KL divergence {kl}."
     )
     return Run(token.text, "parts" if parts else "differs", note)
 

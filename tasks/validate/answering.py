@@ -190,3 +190,26 @@ def restart(
             ]
             step.update(done=number, note="")
     return metrics, faults
+
+
+def answered_alike(
+    folder: Path,
+    settings: Validation,
+    *,
+    device: str,
+    expected: Sequence[Completion],
+    open_engine: OpenEngine,
+    clock: Clock,
+) -> float:
+    """Return the share of the reference prompts that another device answers as `expected`, token by token."""
+    requests = reference_requests(settings)
+    with (
+        open_engine(folder, device=device, ov_config=settings.ov_config, prefix_caching=False) as engine,
+        progress.step("generate", total=len(requests), unit="steps") as step,
+    ):
+        alike = 0
+        for number, (request, known) in enumerate(zip(requests, expected, strict=True), start=1):
+            clock.left_s(f"a prompt on {device}")
+            alike += engine.answer(request).answer.token_ids == known.answer.token_ids
+            step.update(done=number, note=f"on {device}")
+    return alike / len(requests)

@@ -83,7 +83,7 @@ def compare_with_source(
     answers = tuple(_passage(completion) for completion in (*asked.prompts, *asked.probes.values()))
     counted = len(asked.prompts)
     side = Compiled(folder=exported.path, device=device.used, ov_config=device.ov_config)
-    parts = {"answers": answers} | ({"text": tuple(text)} if text else {})
+    parts = {name: passages for name, passages in (("answers", answers), ("text", tuple(text))) if passages}
     jobs: list[Job] = []
     references: dict[str, Reference] = {}
     if settings.reference != "none":
@@ -98,11 +98,13 @@ def compare_with_source(
             )
             jobs.append(Job(name=part, reference=found, passages=passages))
             compared.peak_rss_bytes = {"source": max(found.peak_rss_bytes, *compared.peak_rss_bytes.values(), 0)}
-    if device.used != "CPU":
+    if answers and device.used != "CPU":
         beside = Compiled(folder=exported.path, device="CPU", ov_config=device.ov_config)
         jobs.append(Job(name="device", reference=beside, passages=answers))
+    if not parts:
+        return compared
     if not jobs:  # against itself, with nothing to learn but whether its logits are numbers
-        jobs.append(Job(name="itself", reference=side, passages=answers))
+        jobs.append(Job(name="itself", reference=side, passages=next(iter(parts.values()))))
     comparisons = dict(
         zip(
             (job.name for job in jobs),
@@ -114,10 +116,9 @@ def compare_with_source(
         if name != "itself":
             compared.add(name, comparison if name == "text" else comparison.of(0, counted))
         compared.peak_rss_bytes["compare"] = comparison.peak_rss_bytes
-    said = next(iter(comparisons[name] for name in ("answers", "device", "itself") if name in comparisons)).of(
-        0, counted
-    )
-    compared.metrics["engine_agreement_share"] = said.agreement
+    if counted:
+        said = next(found for name, found in comparisons.items() if name != "text").of(0, counted)
+        compared.metrics["engine_agreement_share"] = said.agreement
     compared.metrics["nonfinite_logits"] = float(sum(found.arrays["nonfinite"].sum() for found in comparisons.values()))
     if "answers" in comparisons:
         ways = json.loads((references["answers"].folder / "ways.json").read_text(encoding="utf-8"))
@@ -179,7 +180,7 @@ def _scored_tokens(one: Comparison, ids: Sequence[int], tops: Sequence[int], wor
     return tuple(
         ScoredToken(
             text=words.tokens[position],
-            kl=round(float(kl[position]), 6),
+            kl=round(float(kl[position]), 6) if np.isfinite(kl[position]) else None,
             source_probability=round(float(probability[position]), 6),
             source_choice=words.choices[position],
             agrees=token == tops[position],
@@ -191,8 +192,8 @@ def _scored_tokens(one: Comparison, ids: Sequence[int], tops: Sequence[int], wor
 
 def noise_floor(
     checkpoint: Checkpoint, floor: ExportedModel, text: Sequence[Passage], *, clock: Clock
-) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
-    """Return how far the source model's own fp32 conversion is from torch's fp32 on a text; kept in the cache.
+) -> tuple[float, tuple[float, float]]:
+    """Return the mean KL divergence of the source model's own fp32 conversion, and its interval; kept in the cache.
 
     Raises:
         WorkerError: The source model cannot be run.
@@ -211,5 +212,5 @@ def noise_floor(
         partial = kept.with_suffix(".partial")
         partial.write_text(json.dumps([metrics["text_kl_mean"], intervals["text_kl_mean"]]), encoding="utf-8")
         partial.replace(kept)
-    value, interval = json.loads(kept.read_text(encoding="utf-8"))
-    return {"noise_floor_kl_mean": value}, {"noise_floor_kl_mean": tuple(interval)}
+    value, (low, high) = json.loads(kept.read_text(encoding="utf-8"))
+    return value, (low, high)

@@ -62,6 +62,11 @@ def score(request: Message, parent: Parent) -> Message:
     for job in request["jobs"]:
         stored = "stored" in job
         reference = StoredLogits(Reference.model_validate(job["stored"])) if stored else Compiled(core, job["compiled"])
+        if candidate.vocabulary != reference.vocabulary:
+            raise ValueError(
+                f"the exported model has {candidate.vocabulary} logits a token, the source model "
+                f"{reference.vocabulary}: it is an export of another one"
+            )
         parts: list[dict[str, NDArray[Any]]] = []
         row = 0
         for number, passage in enumerate(job["passages"], start=1):
@@ -99,9 +104,8 @@ def _passage(
 def _blocks(
     candidate: Compiled, rows: slice, reference: StoredLogits | Compiled, known: slice
 ) -> Iterator[tuple[_Block, _Block]]:
-    vocabulary = min(candidate.vocabulary, reference.vocabulary)
-    for first in range(0, vocabulary, _COLUMNS):
-        columns = slice(first, min(first + _COLUMNS, vocabulary))
+    for first in range(0, candidate.vocabulary, _COLUMNS):
+        columns = slice(first, min(first + _COLUMNS, candidate.vocabulary))
         one, other = reference.block(known, columns), candidate.block(rows, columns)
         for tile in range(0, one.shape[1], _TILE):
             yield one[:, tile : tile + _TILE], other[:, tile : tile + _TILE]

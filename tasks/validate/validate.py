@@ -10,6 +10,7 @@ from tasks import progress
 from tasks.config import Recipe, Validation
 from tasks.devices import resolve
 from tasks.engine import Completion, Engine
+from tasks.errors import DeviceError, EngineError
 from tasks.manifest import digest_of
 from tasks.records import (
     Champion,
@@ -22,8 +23,9 @@ from tasks.records import (
     ScoredToken,
     ValidationReport,
 )
-from tasks.validate.answering import SHORT_PROBE, Asked, Clock, OpenEngine, ask, restart
+from tasks.validate.answering import SHORT_PROBE, Asked, Clock, OpenEngine, answered_alike, ask, restart
 from tasks.validate.comparing import Compared, compare_with_source, noise_floor
+from tasks.validate.constants import check_constants
 from tasks.validate.expectations import failures
 from tasks.validate.gates import comparable, judge
 from tasks.validate.parity import Parity, check_parity
@@ -34,6 +36,8 @@ from tasks.versions import RUN, versions
 
 ABSURD = 50.0  # perplexity under the source model: good answers stay below 4, gibberish is in the thousands
 COUNTED = (
+    "engine_failures",
+    "nonfinite_weights",
     "empty_answers",
     "looping_answers",
     "malformed_answers",
@@ -60,9 +64,10 @@ def validate(
         floor: The source model exported in fp32, for the noise floor.
         open_engine: What loads the engine, with `Engine`'s arguments.
 
+    What fails on the way once the model is compiled is told in the report, and fails its gates.
+
     Raises:
         DeviceError: The device is missing or refuses the model.
-        EngineError: The engine died, or the whole took longer than the recipe's timeout.
         WorkerError: The source model cannot be run.
     """
     settings, clock, seconds = recipe.validation, Clock(recipe.validation.timeout_s), _Seconds()
@@ -77,24 +82,39 @@ def validate(
             trust_remote_code=recipe.export.trust_remote_code,
             timeout_s=clock.left_s("parity"),
         )
-    with seconds.of("generate"):
+        broken = check_constants(exported.path, timeout_s=clock.left_s("the weights"))
+    asked, compared = Asked(), Compared()
+    more: dict[str, float] = {}
+    restarts: list[Fault] = []
+    failed: list[Fault] = []
+    text = windows(parity.text_ids, prefix=parity.prefix_ids) if settings.text else []
+    with _told(failed), seconds.of("generate"):
         asked = ask(exported.path, settings, device, text_ids=parity.text_ids, open_engine=open_engine, clock=clock)
-    with seconds.of("restart"):
-        loads, restarts = restart(
+        more, restarts = restart(
             exported.path, settings, device, expected=asked.prompts, open_engine=open_engine, clock=clock
         )
-    text = windows(parity.text_ids, prefix=parity.prefix_ids) if settings.text else []
-    with seconds.of("compare"):
+        if device.used != "CPU":
+            more["device_equal_answers_share"] = answered_alike(
+                exported.path, settings, device="CPU", expected=asked.prompts, open_engine=open_engine, clock=clock
+            )
+    with _told(failed), seconds.of("compare"):
         compared = compare_with_source(
             exported, recipe, device, asked=asked, text=text, stop_ids=parity.stop_ids, clock=clock
         )
-    metrics, intervals = asked.metrics | loads | parity.metrics | compared.metrics, asked.intervals | compared.intervals
+    metrics, intervals = asked.metrics | more | parity.metrics | compared.metrics, asked.intervals | compared.intervals
     if floor and text:
         with seconds.of("noise floor"):
-            more, spread = noise_floor(exported.checkpoint, floor, text, clock=clock)
-        metrics, intervals = metrics | more, intervals | spread
+            value, spread = noise_floor(exported.checkpoint, floor, text, clock=clock)
+        metrics["noise_floor_kl_mean"], intervals["noise_floor_kl_mean"] = value, spread
     results = _results(asked, settings, compared)
-    faults = (*parity.faults, *asked.faults, *restarts, *_sanity(asked, results, parity, compared))
+    faults = (
+        *failed,
+        *broken,
+        *parity.faults,
+        *asked.faults,
+        *restarts,
+        *_sanity(asked, results, parity, compared),
+    )
     metrics |= _counts(results, faults, compared_with_source=bool(compared.divergences))
     reference = _reference(settings, text, compared)
     return ValidationReport(
@@ -113,7 +133,7 @@ def validate(
         kl_histogram=compared.histogram,
         latency=tuple(asked.latency),
         seconds=seconds.taken,
-        peak_rss_bytes={"engine": int(asked.metrics["peak_rss_bytes"])} | compared.peak_rss_bytes,
+        peak_rss_bytes={"engine": int(asked.metrics.get("peak_rss_bytes", 0))} | compared.peak_rss_bytes,
         verdicts=judge(
             metrics,
             settings.all_gates,
@@ -137,6 +157,15 @@ class _Seconds:
         self.taken[part] = round(time.perf_counter() - started, 3)
 
 
+@contextmanager
+def _told(failed: list[Fault]) -> Iterator[None]:
+    """Take down a failure of the engine, and go on with what else can be found out."""
+    try:
+        yield
+    except (DeviceError, EngineError) as error:
+        failed.append(Fault(metric="engine_failures", subject="the engine", message=str(error)))
+
+
 def _compile(exported: ExportedModel, settings: Validation) -> DeviceRecord:
     with progress.step("compile") as step:
         device = resolve(
@@ -154,7 +183,7 @@ def _results(asked: Asked, settings: Validation, compared: Compared) -> tuple[Pr
     """Return the reference prompts with their answers, and with what comparing found of them."""
     return tuple(
         _result(prompt.id, completion, compared, number, expectations=failures(completion.answer, prompt.expect))
-        for number, (prompt, completion) in enumerate(zip(settings.prompts, asked.prompts, strict=True))
+        for number, (prompt, completion) in enumerate(zip(settings.prompts, asked.prompts, strict=False))
     )
 
 
@@ -206,13 +235,13 @@ def _about_probes(probes: Sequence[PromptResult], found: Sequence[Fault]) -> Ite
 def _counts(
     results: Sequence[PromptResult], faults: Sequence[Fault], *, compared_with_source: bool
 ) -> dict[str, float]:
-    passed = sum(not result.failures for result in results)
+    passed, asked = sum(not result.failures for result in results), max(1, len(results))
     counted = [*COUNTED, *(["missed_stops"] if compared_with_source else [])]  # only the source tells of those
     return {
         "prompts": float(len(results)),
         "prompts_passed": float(passed),
-        "prompts_passed_share": passed / len(results),
-        "looping_share": sum(fault.metric == "looping_answers" for fault in faults) / len(results),
+        "prompts_passed_share": passed / asked,
+        "looping_share": sum(fault.metric == "looping_answers" for fault in faults) / asked,
         **{metric: float(sum(fault.metric == metric for fault in faults)) for metric in counted},
     }
 

@@ -93,8 +93,15 @@ def test_tuned_recipe_is_optimums_own_default() -> None:
         ({"source": {"kind": "hub", "repository": "no-owner", "revision": "main"}}, ["repository", "no-owner"]),
         ({"validation__device": "AUTO:GPU,CPU"}, ["validation.device", "AUTO"]),
         ({"validation__device": "AUTO"}, ["validation.device", "silence"]),
-        ({"validation__gates": {"speed": {"min": 1}}}, ["no metric", "speed", "ttft_ms"]),
+        ({"validation__gates": {"speed": {"min": 1}}}, ["no metric", "speed", "vinoflow schema"]),
+        ({"validation__gates": {"text_kl_men": {"max": 1}}}, ["text_kl_men", "did you mean text_kl_mean"]),
         ({"validation__gates": {"ttft_ms": {}}}, ["min, max"]),
+        ({"validation__gates": {"text_kl_mean": {"max": 1}}}, ["gates.text_kl_mean needs a text", "validation.text"]),
+        (
+            {"validation__gates": {"fdt_median": {"min": 1}}, "validation__reference": "none"},
+            ["gates.fdt_median needs the source model", "reference is none"],
+        ),
+        ({"validation__text": "nowhere.txt"}, ["nowhere.txt", "no such file"]),
         ({"validation__prompts": []}, ["validation.prompts"]),
         ({"validation__prompts": [{"id": "a", "prompt": "x"}, {"id": "a", "prompt": "y"}]}, ["two prompts", "'a'"]),
         ({"validation__prompts": [{"id": "a"}]}, ["either messages or prompt"]),
@@ -168,3 +175,20 @@ def test_schema_describes_every_field() -> None:
         if name in ("Export", "Validation", "HubSource", "LocalSource", "WheelSource"):
             for field, content in definition["properties"].items():
                 assert content.get("description") or field == "kind", f"{name}.{field} has no description"
+
+
+def test_built_in_gates_can_be_changed_and_switched_off(tmp_path: Path) -> None:
+    gates = {"looping_share": None, "engine_failures": {"max": 1}, "ttft_ms": {"max": 500}}
+    validation = load_recipe(write(tmp_path, validation__gates=gates)).validation
+    assert validation.all_gates["engine_failures"].max == 1
+    assert validation.all_gates["ttft_ms"].max == 500
+    assert "looping_share" not in validation.all_gates
+    assert validation.all_gates["prompts_passed_share"].min == 1
+    assert "missed_stops" in validation.all_gates
+    without = load_recipe(write(tmp_path, validation__reference="none")).validation.all_gates
+    assert "missed_stops" not in without and "nonfinite_logits" in without
+
+
+def test_a_text_is_read_from_beside_the_recipe(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("It was a dark night.")
+    assert load_recipe(write(tmp_path, validation__text="text.txt")).validation.text == "It was a dark night."
