@@ -25,6 +25,8 @@ from tasks.errors import WorkerError
 
 Message = dict[str, Any]
 _LOG_TAIL = 2000
+# torch's threads wait for each other in a busy loop; with other work on the machine that took 5 times as long
+_PATIENT = {"OMP_WAIT_POLICY": "passive"}
 
 
 class Child:
@@ -43,7 +45,7 @@ class Child:
                 stdout=self._log,
                 stderr=self._log,
                 pass_fds=(child_in, child_out),
-                env={**os.environ, **(env or {})},
+                env={**_PATIENT, **os.environ, **(env or {})},
                 start_new_session=True,  # Ctrl-C reaches the parent, which decides
             )
         finally:

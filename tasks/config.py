@@ -306,6 +306,8 @@ class Validation(Config):
                 )
             if gate and name.startswith("text_") and not self.text:
                 raise ValueError(f"gates.{name} needs a text: set validation.text, or drop the gate")
+            if gate and name.startswith("noise_floor") and not self.noise_floor:
+                raise ValueError(f"gates.{name} needs noise_floor: true, or drop the gate")
         return self
 
 
