@@ -104,4 +104,5 @@ BUILT_IN_GATES: dict[str, dict[str, float]] = {
     "unrepeatable_answers": {"max": 0},
     "long_prompt_faults": {"max": 0},
     "warm_start_mismatches": {"max": 0},
+    "device_kl_mean": {"max": 0.05},  # where the device is not the CPU; bf16 against fp32 differ by 0.001
 }

@@ -18,6 +18,7 @@ from tasks.download import download
 from tasks.export import UNCOMPRESSED, export
 from tasks.recipe_file import load_recipe
 from tasks.records import Checkpoint, ExportedModel
+from tests.gpu_shim import build as gpu_shim
 from tests.tiny import make_tiny
 
 ROOT = Path(__file__).parent.parent
@@ -126,6 +127,19 @@ def link_tree(source: Path, target: Path) -> None:
             shutil.copy2(one, other)
 
     shutil.copytree(source, target, copy_function=link, ignore=shutil.ignore_patterns("*.lock", "*.partial"))
+
+
+@pytest.fixture(scope="session")
+def shim_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return gpu_shim.build(tmp_path_factory.mktemp("gpu-shim"))
+
+
+@pytest.fixture
+def gpu(shim_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """The test's children find GPU.0, a CPU in a GPU's name; set tests.gpu_shim.build.FAULT to break it."""
+    for name, value in shim_environment.items():
+        monkeypatch.setenv(name, value)
+    return monkeypatch
 
 
 @pytest.fixture

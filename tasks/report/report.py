@@ -6,6 +6,7 @@ import base64
 import hashlib
 from pathlib import Path
 
+from tasks import progress
 from tasks.config import Recipe
 from tasks.records import ExportedModel, ValidationReport
 from tasks.report.answers import side_by_side, tokens_in_words
@@ -20,13 +21,14 @@ _HERE = Path(__file__).parent
 
 def write_report(report: ValidationReport, recipe: Recipe, exported: ExportedModel, folder: Path) -> Path:
     """Write the report of a validation into a folder, the same bytes for the same arguments; return its page's path."""
-    plots = draw(report)
-    (folder / "plots").mkdir(parents=True, exist_ok=True)
-    for plot in plots:
-        (folder / "plots" / f"{plot.name}.png").write_bytes(plot.png)
-    (folder / "report.json").write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
     page = folder / "report.html"
-    page.write_text(_render(report, recipe, exported, plots), encoding="utf-8")
+    with progress.step("report"):
+        plots = draw(report)
+        (folder / "plots").mkdir(parents=True, exist_ok=True)
+        for plot in plots:
+            (folder / "plots" / f"{plot.name}.png").write_bytes(plot.png)
+        (folder / "report.json").write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        page.write_text(_render(report, recipe, exported, plots), encoding="utf-8")
     return page
 
 

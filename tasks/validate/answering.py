@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +15,6 @@ from tasks.errors import DeviceError, EngineError
 from tasks.records import DeviceRecord, Fault, LatencyRound
 from tasks.validate.performance import latency_round, performance
 
-OpenEngine = Callable[..., Engine]
 # so that greedy means the first-ranked token, whatever generation_config.json says
 _GREEDY: dict[str, float | int | bool] = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 _PROBE_TOKENS = 32  # of the answers to a very long and a very short prompt
@@ -64,7 +63,6 @@ def ask(
     device: DeviceRecord,
     *,
     text_ids: Sequence[int],
-    open_engine: OpenEngine,
     clock: Clock,
 ) -> Asked:
     """Answer the reference prompts over several rounds, and a long and a short prompt.
@@ -77,7 +75,7 @@ def ask(
     rounds = settings.rounds
     # prefix caching would make every prompt after the first look faster than a user's first one
     with (
-        open_engine(folder, device=device.used, ov_config=settings.ov_config, prefix_caching=False) as engine,
+        Engine(folder, device=device.used, ov_config=settings.ov_config, prefix_caching=False) as engine,
         progress.step("generate", total=2 * rounds * len(requests), unit="steps") as step,
     ):
         engine.answer(requests[0].model_copy(update={"max_new_tokens": 8}))
@@ -155,7 +153,6 @@ def restart(
     device: DeviceRecord,
     *,
     expected: Sequence[Completion],
-    open_engine: OpenEngine,
     clock: Clock,
 ) -> tuple[dict[str, float], list[Fault]]:
     """Start twice with a compiled-model cache, the second time from it; both must answer as `expected`."""
@@ -172,7 +169,7 @@ def restart(
             clock.left_s(f"the {start} start")
             step.update(note=start)
             try:
-                with open_engine(folder, device=device.used, ov_config=ov_config, prefix_caching=False) as engine:
+                with Engine(folder, device=device.used, ov_config=ov_config, prefix_caching=False) as engine:
                     given = [engine.answer(request).answer for request in requests]
                     metrics[f"load_{start}_ms"] = engine.load_ms
             except (DeviceError, EngineError) as error:
@@ -198,13 +195,12 @@ def answered_alike(
     *,
     device: str,
     expected: Sequence[Completion],
-    open_engine: OpenEngine,
     clock: Clock,
 ) -> float:
     """Return the share of the reference prompts that another device answers as `expected`, token by token."""
     requests = reference_requests(settings)
     with (
-        open_engine(folder, device=device, ov_config=settings.ov_config, prefix_caching=False) as engine,
+        Engine(folder, device=device, ov_config=settings.ov_config, prefix_caching=False) as engine,
         progress.step("generate", total=len(requests), unit="steps") as step,
     ):
         alike = 0

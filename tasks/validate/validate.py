@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from tasks import progress
 from tasks.config import Recipe, Validation
 from tasks.devices import resolve
-from tasks.engine import Completion, Engine
+from tasks.engine import Completion
 from tasks.errors import DeviceError, EngineError
 from tasks.manifest import digest_of
 from tasks.records import (
@@ -23,7 +23,7 @@ from tasks.records import (
     ScoredToken,
     ValidationReport,
 )
-from tasks.validate.answering import SHORT_PROBE, Asked, Clock, OpenEngine, answered_alike, ask, restart
+from tasks.validate.answering import SHORT_PROBE, Asked, Clock, answered_alike, ask, restart
 from tasks.validate.comparing import Compared, compare_with_source, noise_floor
 from tasks.validate.constants import check_constants
 from tasks.validate.expectations import failures
@@ -53,7 +53,6 @@ def validate(
     *,
     champion: Champion | None = None,
     floor: ExportedModel | None = None,
-    open_engine: OpenEngine = Engine,
 ) -> ValidationReport:
     """Answer the reference prompts on the recipe's device, compare with the source model, and judge.
 
@@ -62,7 +61,6 @@ def validate(
         recipe: Its recipe.
         champion: The version that relative gates compare with.
         floor: The source model exported in fp32, for the noise floor.
-        open_engine: What loads the engine, with `Engine`'s arguments.
 
     What fails on the way once the model is compiled is told in the report, and fails its gates.
 
@@ -73,7 +71,7 @@ def validate(
     settings, clock, seconds = recipe.validation, Clock(recipe.validation.timeout_s), _Seconds()
     with seconds.of("compile"):
         device = _compile(exported, settings)
-    with seconds.of("parity"):
+    with seconds.of("parity"), progress.step("parity"):
         parity = check_parity(
             exported.checkpoint.path,
             exported.path,
@@ -89,13 +87,11 @@ def validate(
     failed: list[Fault] = []
     text = windows(parity.text_ids, prefix=parity.prefix_ids) if settings.text else []
     with _told(failed), seconds.of("generate"):
-        asked = ask(exported.path, settings, device, text_ids=parity.text_ids, open_engine=open_engine, clock=clock)
-        more, restarts = restart(
-            exported.path, settings, device, expected=asked.prompts, open_engine=open_engine, clock=clock
-        )
+        asked = ask(exported.path, settings, device, text_ids=parity.text_ids, clock=clock)
+        more, restarts = restart(exported.path, settings, device, expected=asked.prompts, clock=clock)
         if device.used != "CPU":
             more["device_equal_answers_share"] = answered_alike(
-                exported.path, settings, device="CPU", expected=asked.prompts, open_engine=open_engine, clock=clock
+                exported.path, settings, device="CPU", expected=asked.prompts, clock=clock
             )
     with _told(failed), seconds.of("compare"):
         compared = compare_with_source(
@@ -117,6 +113,11 @@ def validate(
     )
     metrics |= _counts(results, faults, compared_with_source=bool(compared.divergences))
     reference = _reference(settings, text, compared)
+    gates = {
+        name: gate
+        for name, gate in settings.all_gates.items()
+        if device.used != "CPU" or not name.startswith("device_")  # what says how far a device is from the CPU
+    }
     return ValidationReport(
         model_digest=exported.digest,
         checkpoint_digest=exported.checkpoint.digest,
@@ -136,7 +137,7 @@ def validate(
         peak_rss_bytes={"engine": int(asked.metrics.get("peak_rss_bytes", 0))} | compared.peak_rss_bytes,
         verdicts=judge(
             metrics,
-            settings.all_gates,
+            gates,
             intervals=intervals,
             champion=champion.reference if champion else "",
             known=comparable(champion, reference, device),

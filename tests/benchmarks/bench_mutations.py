@@ -46,7 +46,7 @@ def cached(shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def quick(recipe: Recipe) -> Recipe:
-    """The embedded model's recipe and gates, with half of the prompts and a quarter of the text, not the noise floor."""
+    """The embedded model's recipe and gates with half of the prompts, a quarter of the text and no noise floor."""
     known = recipe.validation
     less = {
         "rounds": 2,

@@ -16,19 +16,6 @@ pytestmark = pytest.mark.slow
 EXACT = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
 
 
-@pytest.fixture(scope="session")
-def shim_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return shim.build(tmp_path_factory.mktemp("gpu-shim"))
-
-
-@pytest.fixture
-def gpu(shim_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """The test's children find GPU.0; set FAULT to break it."""
-    for name, value in shim_environment.items():
-        monkeypatch.setenv(name, value)
-    return monkeypatch
-
-
 def compiled(model: ExportedModel, device: str = "GPU.0", **ov_config: str) -> DeviceRecord:
     return resolve(model.path, device=device, on_missing="fail", ov_config=ov_config)
 
