@@ -62,6 +62,21 @@ def recipe() -> Recipe:
 
 
 @pytest.fixture(scope="session")
+def quick_recipe(recipe: Recipe) -> Recipe:
+    """The embedded model's recipe and gates with half of the prompts, a quarter of the text and no noise floor."""
+    known = recipe.validation
+    less = {
+        "rounds": 2,
+        "max_new_tokens": 64,
+        "prompts": known.prompts[::2],
+        "text": known.text[:9000],
+        "noise_floor": False,
+        "gates": {name: gate for name, gate in known.gates.items() if name != "noise_floor_kl_mean"},
+    }
+    return recipe.model_copy(update={"validation": known.model_copy(update=less)})
+
+
+@pytest.fixture(scope="session")
 def smollm2(shared_cache: Path, recipe: Recipe) -> Checkpoint:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VINOFLOW_CACHE", str(shared_cache))
