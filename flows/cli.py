@@ -61,7 +61,8 @@ def export_and_validate(recipe: RecipePath, as_json: AsJson = False) -> None:
             json.dumps({**version.model_dump(mode="json"), "metrics": outcome.metrics, "reused": outcome.reused})
         )
         return
-    show_table([*summarise(version, outcome.metrics), ("report", f"{evidence_uri(version.run_id)}/report.html")])
+    report = f"{evidence_uri(version.run_id)}/report.html".removeprefix(f"{Path.cwd()}/")
+    show_table([*summarise(version, outcome.metrics), ("report", report)])
     typer.echo("\nnext:")
     typer.echo(f'  vinoflow ask "What is the capital of France?" --model {version.name}@latest')
     typer.echo("  vinoflow list")

@@ -126,7 +126,7 @@ def _run(checkpoint: Checkpoint, settings: Export, staging: Path) -> int:
             raise ExportError(
                 f"export of {checkpoint.origin.location} ({checkpoint.origin.revision}) failed: {error}"
             ) from error
-        step.update(note="", done=0, total=0)
+        step.update(note=settings.weight_format, done=0, total=0)
     return int(result["peak_rss_bytes"])
 
 
