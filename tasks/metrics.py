@@ -50,7 +50,7 @@ METRICS = {
     "nonfinite_logits": "NaN or infinite logits of the exported model.",
     "empty_answers": "Answers without any text.",
     "looping_answers": "Answers that end in a loop into which the source model would not have gone.",
-    "looping_share": "Share of the answers that do, 0 to 1: small models loop at times, broken ones always.",
+    "looping_share": "Share of answers that end in such a loop, 0 to 1: small models do at times, broken ones always.",
     "missed_stops": "Answers that ran on where the source model would have stopped.",
     "malformed_answers": "Answers with control characters, broken characters, or tokens of the template.",
     "unrepeatable_answers": "Prompts whose greedy answer differs when they are asked again.",

@@ -164,6 +164,8 @@ def _judged(report: ValidationReport, recipe: Recipe) -> list[Judged]:
     }
     for verdict in report.verdicts:
         gates.pop(verdict.metric, None)
+    if report.device.used == "CPU":
+        gates.pop("device_kl_mean", None)  # there is nothing to compare the CPU with
     found += [Judged("off", _figure(report, name), words, name in BUILT_IN_GATES) for name, words in gates.items()]
     return sorted(found, key=lambda row: _STATES.index(row.state))
 

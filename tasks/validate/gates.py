@@ -79,7 +79,7 @@ def _judge(
         high=high if metric in intervals else None,
         limit=" and ".join(filter(None, words)),
         passed=passed,
-        built_in=metric in BUILT_IN_GATES,
+        built_in=gate.model_dump(exclude_none=True) == BUILT_IN_GATES.get(metric),
     )
 
 
