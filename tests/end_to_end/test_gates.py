@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
     ("name", "told_by", "words"),
     [
         ("rope_theta_of_llama", "text_kl_mean", ""),
-        ("nan_in_a_scale", "nonfinite_weights", "values are NaN or infinite"),
+        ("nan_that_the_cpu_hides", "nonfinite_weights", "values are NaN or infinite"),
         ("template_dropped", "engine_failures", "Chat template wasn't found"),
         ("eos_wrong", "eos_mismatches", ""),
     ],

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tasks.records import ValidationReport
 from tests.conftest import RECIPE, Vinoflow, write_tiny_recipe
 
 pytestmark = pytest.mark.slow
@@ -24,6 +25,19 @@ def test_the_main_job_on_the_real_model(vinoflow: Vinoflow, seeded: Path) -> Non
     assert f"--model {NAME}@latest" in done.stdout
     for step in ("compile", "generate", "upload"):
         assert step in done.stderr
+
+    report = Path(done.stdout.split("report", 1)[1].split()[0])
+    assert "PASSED" in report.read_text()
+    assert {path.name for path in (report.parent / "plots").iterdir()} == {
+        "divergence.png",
+        "kl-by-position.png",
+        "kl-histogram.png",
+        "latency.png",
+    }
+    evidence = ValidationReport.model_validate_json(report.with_name("report.json").read_bytes())
+    assert 0.17 < evidence.metrics["text_kl_mean"] < 0.20  # measured: 0.182
+    assert evidence.metrics["noise_floor_kl_mean"] < 1e-8
+    assert evidence.intervals["text_kl_mean"][0] < evidence.metrics["text_kl_mean"]
 
     again = vinoflow("export-and-validate", RECIPE, "--json")
     outcome = json.loads(again.stdout)
@@ -83,6 +97,23 @@ def test_a_failed_gate_registers_nothing_keeps_its_report_and_ends_with_3(
     mended = vinoflow("export-and-validate", recipe)
     assert "tiny/1" in mended.stdout
     assert "export " not in mended.stderr
+
+
+def test_the_loss_is_explained(vinoflow: Vinoflow, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    recipe = write_tiny_recipe(tmp_path, tiny_checkpoint)
+    refused = vinoflow("explain-loss", recipe, expect=1)
+    assert "set validation.text" in refused.stderr
+
+    data = yaml.safe_load(recipe.read_text())
+    (tmp_path / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 12)
+    data["validation"] |= {"text": "text.txt", "reference": "fp32"}
+    recipe.write_text(yaml.safe_dump(data))
+    explained = json.loads(vinoflow("explain-loss", recipe, "--json").stdout)
+    factors = {factor["name"]: factor["metrics"] for factor in explained}
+    assert list(factors) == ["conversion", "weights", "kv cache", "activations", "arithmetic", "all together"]
+    assert factors["conversion"]["kl_mean"] < 1e-9 < factors["weights"]["kl_mean"]
+    assert factors["kv cache"]["kl_mean"] < factors["weights"]["kl_mean"]
+    assert factors["all together"]["kl_mean"] == pytest.approx(factors["weights"]["kl_mean"], rel=0.5)
 
 
 def test_a_missing_device_is_an_error_that_lists_devices(vinoflow: Vinoflow, tiny_recipe: Path) -> None:
