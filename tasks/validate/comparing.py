@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
@@ -79,54 +79,59 @@ def compare_with_source(
         WorkerError: The source model cannot be run.
         EngineError: The exported model cannot.
     """
-    settings, compared = recipe.validation, Compared()
+    compared, counted = Compared(), len(asked.prompts)
     answers = tuple(_passage(completion) for completion in (*asked.prompts, *asked.probes.values()))
-    counted = len(asked.prompts)
-    side = Compiled(folder=exported.path, device=device.used, ov_config=device.ov_config)
     parts = {name: passages for name, passages in (("answers", answers), ("text", tuple(text))) if passages}
-    jobs: list[Job] = []
-    references: dict[str, Reference] = {}
-    if settings.reference != "none":
-        for part, passages in parts.items():
-            references[part] = found = score_source(
-                exported.checkpoint,
-                passages,
-                name=part,
-                precision=settings.reference,
-                trust_remote_code=recipe.export.trust_remote_code,
-                timeout_s=clock.left_s(f"the source model's side of the {part}"),
-            )
-            jobs.append(Job(name=part, reference=found, passages=passages))
-            compared.peak_rss_bytes = {"source": max(found.peak_rss_bytes, *compared.peak_rss_bytes.values(), 0)}
-    if answers and device.used != "CPU":
-        beside = Compiled(folder=exported.path, device="CPU", ov_config=device.ov_config)
-        jobs.append(Job(name="device", reference=beside, passages=answers))
     if not parts:
         return compared
+    sources = _sources(exported.checkpoint, recipe, parts, clock)
+    side = Compiled(folder=exported.path, device=device.used, ov_config=device.ov_config)
+    jobs = [Job(name=name, reference=found, passages=parts[name]) for name, found in sources.items()]
+    if answers and device.used != "CPU":
+        jobs.append(Job(name="device", reference=side.model_copy(update={"device": "CPU"}), passages=answers))
     if not jobs:  # against itself, with nothing to learn but whether its logits are numbers
         jobs.append(Job(name="itself", reference=side, passages=next(iter(parts.values()))))
-    comparisons = dict(
-        zip(
-            (job.name for job in jobs),
-            compare_models(side, jobs, stop_ids=stop_ids, timeout_s=clock.left_s("comparing")),
-            strict=True,
-        )
-    )
+    found = compare_models(side, jobs, stop_ids=stop_ids, timeout_s=clock.left_s("comparing"))
+    comparisons = {job.name: comparison for job, comparison in zip(jobs, found, strict=True)}
+    compared.peak_rss_bytes = {
+        "source": max((source.peak_rss_bytes for source in sources.values()), default=0),
+        "compare": found[0].peak_rss_bytes,
+    }
     for name, comparison in comparisons.items():
         if name != "itself":
             compared.add(name, comparison if name == "text" else comparison.of(0, counted))
-        compared.peak_rss_bytes["compare"] = comparison.peak_rss_bytes
+    compared.metrics["nonfinite_logits"] = float(sum(one.arrays["nonfinite"].sum() for one in found))
     if counted:
-        said = next(found for name, found in comparisons.items() if name != "text").of(0, counted)
+        said = next(comparison for name, comparison in comparisons.items() if name != "text").of(0, counted)
         compared.metrics["engine_agreement_share"] = said.agreement
-    compared.metrics["nonfinite_logits"] = float(sum(found.arrays["nonfinite"].sum() for found in comparisons.values()))
-    if "answers" in comparisons:
-        ways = json.loads((references["answers"].folder / "ways.json").read_text(encoding="utf-8"))
+    if "answers" in sources:
+        ways = json.loads((sources["answers"].folder / "ways.json").read_text(encoding="utf-8"))
         _tell_answers(compared, comparisons["answers"], ways, exported, clock=clock)
         _tell_divergence(compared, comparisons["answers"].of(0, counted).lengths)
-        compared.curves(comparisons.get("text", comparisons["answers"].of(0, counted)))
-        compared.cached = all(reference.cached for part, reference in references.items() if part == "text")
+    if sources:
+        compared.curves(comparisons["text"] if text else comparisons["answers"].of(0, counted))
+        compared.cached = bool(text) and sources["text"].cached
     return compared
+
+
+def _sources(
+    checkpoint: Checkpoint, recipe: Recipe, parts: Mapping[str, tuple[Passage, ...]], clock: Clock
+) -> dict[str, Reference]:
+    """Return the source model's side of each part; nothing where the recipe wants no comparison with it."""
+    precision = recipe.validation.reference
+    if precision == "none":
+        return {}
+    return {
+        name: score_source(
+            checkpoint,
+            passages,
+            name=name,
+            precision=precision,
+            trust_remote_code=recipe.export.trust_remote_code,
+            timeout_s=clock.left_s(f"the source model's side of the {name}"),
+        )
+        for name, passages in parts.items()
+    }
 
 
 def _passage(completion: Completion) -> Passage:
