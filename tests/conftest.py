@@ -117,31 +117,36 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.fixture
 def seeded(
     home: Path, tmp_path: Path, smollm2_export: ExportedModel, smollm2_floor: ExportedModel, shared_cache: Path
-) -> Path:
-    """The test's own home, its cache linked to the real model's checkpoint, exports and source-side results."""
+) -> Iterator[Path]:
+    """The test's own home, its cache linked to the real model's checkpoint and exports, and to what the source said."""
     link_tree(shared_cache / "checkpoints", tmp_path / "cache" / "checkpoints")
     for exported in (smollm2_export, smollm2_floor):
         link_tree(exported.path, tmp_path / "cache" / "models" / exported.digest)
-    if (shared_cache / "references").is_dir():
-        link_tree(shared_cache / "references", tmp_path / "cache" / "references")
+    kept, references = shared_cache / "references", tmp_path / "cache" / "references"
+    kept.mkdir(exist_ok=True)
+    link_tree(kept, references)
     for record in (shared_cache / "exports").glob("*.json"):
         text = record.read_text().replace(str(shared_cache), str(tmp_path / "cache"))
         target = tmp_path / "cache" / "exports" / record.name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(text)
-    return home
+    yield home
+    link_tree(references, kept)  # for the next test
 
 
 def link_tree(source: Path, target: Path) -> None:
-    """Copy a folder with links in place of copies where the file system can."""
+    """Copy what a folder has and the other lacks, with links in place of copies where the file system can."""
 
     def link(one: str, other: str) -> None:
         try:
             os.link(one, other)
+        except FileExistsError:
+            return
         except OSError:
             shutil.copy2(one, other)
 
-    shutil.copytree(source, target, copy_function=link, ignore=shutil.ignore_patterns("*.lock", "*.partial"))
+    left = shutil.ignore_patterns("*.lock", "*.partial", ".staging-*")
+    shutil.copytree(source, target, copy_function=link, ignore=left, dirs_exist_ok=True)
 
 
 @pytest.fixture(scope="session")
