@@ -1,4 +1,4 @@
-"""Each sabotage does what it says, to nothing else: whether the gates notice is not asked here."""
+"""What bench_mutations measures with: each sabotage does what it says, to nothing else."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ HUGGING_FACE = {"tokenizer.json", "tokenizer_config.json"}
 TEMPLATE = {"openvino_tokenizer.xml", "tokenizer_config.json", "chat_template.jinja"}
 LAYERS = "self.model.layers."
 
+pytestmark = pytest.mark.bench
 Made = Callable[[str], ExportedModel]
 
 
