@@ -34,8 +34,11 @@ def rows(factors: Sequence[Factor]) -> list[tuple[str, ...]]:
 
 def _row(factor: Factor) -> tuple[str, ...]:
     def spread(name: str, digits: int) -> str:
+        value = f"{factor.metrics[name]:.{digits}f}"
+        if name not in factor.intervals:
+            return value
         low, high = factor.intervals[name]
-        return f"{factor.metrics[name]:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+        return f"{value} ({low:.{digits}f} to {high:.{digits}f})"
 
     same_top = f"{100 * factor.metrics['same_top_share']:.1f} %"
     return factor.name, spread("kl_mean", 6), same_top, spread("perplexity_ratio", 4), factor.settings

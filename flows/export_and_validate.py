@@ -53,8 +53,7 @@ def _make(recipe: Recipe, checkpoint: Checkpoint, inputs: str, *, started_at: fl
     """Take a checkpoint through the other stages."""
     preflight_step(checkpoint, recipe.export)
     exported = export_step(checkpoint, recipe.export)
-    wants_floor = recipe.validation.noise_floor and recipe.validation.reference != "none"
-    floor = export_step(checkpoint, UNCOMPRESSED) if wants_floor else None
+    floor = export_step(checkpoint, UNCOMPRESSED) if recipe.validation.noise_floor else None
     report = validate_step(exported, recipe, champion=champion_step(recipe.name), floor=floor)
     context = RunContext(
         started_at=started_at, inputs=inputs, flow_run_id=str(flow_run.id or ""), git_commit=_git_commit()

@@ -152,13 +152,14 @@ def restart(
     settings: Validation,
     device: DeviceRecord,
     *,
-    expected: Sequence[Completion],
+    asked: Asked,
     clock: Clock,
-) -> tuple[dict[str, float], list[Fault]]:
-    """Start twice with a compiled-model cache, the second time from it; both must answer as `expected`."""
+) -> None:
+    """Start twice with a compiled-model cache, the second time from it; both must answer as was `asked` before.
+
+    What it finds joins the metrics and faults of `asked`.
+    """
     requests = reference_requests(settings)[:_RESTART_PROMPTS]
-    metrics: dict[str, float] = {}
-    faults: list[Fault] = []
     locations.cache().mkdir(parents=True, exist_ok=True)
     with (
         progress.step("restart", total=2, unit="steps") as step,
@@ -171,22 +172,21 @@ def restart(
             try:
                 with Engine(folder, device=device.used, ov_config=ov_config, prefix_caching=False) as engine:
                     given = [engine.answer(request).answer for request in requests]
-                    metrics[f"load_{start}_ms"] = engine.load_ms
+                    asked.metrics[f"load_{start}_ms"] = engine.load_ms
             except (DeviceError, EngineError) as error:
                 message = f"the {start} start with a compiled-model cache failed: {error}"
-                faults.append(Fault(metric="warm_start_mismatches", subject=start, message=message))
+                asked.faults.append(Fault(metric="warm_start_mismatches", subject=start, message=message))
                 break
-            faults += [
+            asked.faults += [
                 Fault(
                     metric="warm_start_mismatches",
                     subject=prompt.id,
                     message=f"after a {start} start with a compiled-model cache the answer is another: {answer.text!r}",
                 )
-                for prompt, answer, known in zip(settings.prompts, given, expected, strict=False)
+                for prompt, answer, known in zip(settings.prompts, given, asked.prompts, strict=False)
                 if answer.token_ids != known.answer.token_ids
             ]
             step.update(done=number, note="")
-    return metrics, faults
 
 
 def answered_alike(

@@ -41,9 +41,8 @@ class Compared:
     cached: bool = False
     peak_rss_bytes: dict[str, int] = field(default_factory=dict)
 
-    def add(self, part: str, found: Comparison) -> None:
+    def add(self, metrics: Mapping[str, float], intervals: Mapping[str, tuple[float, float]]) -> None:
         """Take up the statistics of a part."""
-        metrics, intervals = summarise(part, found.scores, found.lengths)
         self.metrics |= metrics
         self.intervals |= intervals
 
@@ -99,7 +98,8 @@ def compare_with_source(
     }
     for name, comparison in comparisons.items():
         if name != "itself":
-            compared.add(name, comparison if name == "text" else comparison.of(0, counted))
+            part = comparison if name == "text" else comparison.of(0, counted)
+            compared.add(*summarise(name, part.scores, part.lengths))
     compared.metrics["nonfinite_logits"] = float(sum(one.arrays["nonfinite"].sum() for one in found))
     if counted:
         said = next(comparison for name, comparison in comparisons.items() if name != "text").of(0, counted)
@@ -197,14 +197,14 @@ def _scored_tokens(one: Comparison, ids: Sequence[int], tops: Sequence[int], wor
 
 def noise_floor(
     checkpoint: Checkpoint, floor: ExportedModel, text: Sequence[Passage], *, clock: Clock
-) -> tuple[float, tuple[float, float]]:
+) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
     """Return the mean KL divergence of the source model's own fp32 conversion, and its interval; kept in the cache.
 
     Raises:
         WorkerError: The source model cannot be run.
         EngineError: Its conversion cannot.
     """
-    inputs = {"floor": floor.digest, "text": digest(text), "versions": versions(RUN)}
+    inputs = {"noise_floor": floor.digest, "text": digest(text), "versions": versions(RUN)}
     kept = locations.cache() / "references" / f"{digest_of(inputs)}.json"
     if not kept.exists():
         source = score_source(
@@ -213,9 +213,10 @@ def noise_floor(
         side = Compiled(folder=floor.path, device="CPU", ov_config=EXACT)
         job = Job(name="noise floor", reference=source, passages=tuple(text))
         (found,) = compare_models(side, [job], timeout_s=clock.left_s("the noise floor"))
-        metrics, intervals = summarise("text", found.scores, found.lengths)
+        summary = summarise("noise_floor", found.scores, found.lengths)
         partial = kept.with_suffix(".partial")
-        partial.write_text(json.dumps([metrics["text_kl_mean"], intervals["text_kl_mean"]]), encoding="utf-8")
+        name = "noise_floor_kl_mean"
+        partial.write_text(json.dumps([{name: part[name]} if name in part else {} for part in summary]), "utf-8")
         partial.replace(kept)
-    value, (low, high) = json.loads(kept.read_text(encoding="utf-8"))
-    return value, (low, high)
+    metrics, intervals = json.loads(kept.read_text(encoding="utf-8"))
+    return metrics, {name: (low, high) for name, (low, high) in intervals.items()}

@@ -61,29 +61,31 @@ def score_source(
     folder = root / digest_of(made_with | {"passages": digest(passages), "name": name})
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{head}.lock"):
-        if _whole(head) and _whole(folder):
+        known_head = _whole(head)
+        if known_head and _whole(folder):
             return Reference(folder=folder, head=head, cached=True)
         prefix = f".staging-{head.name[:16]}-"
         for left in root.glob(f"{prefix}*"):  # of runs that were killed
             shutil.rmtree(left, ignore_errors=True)
         staging = Path(tempfile.mkdtemp(prefix=prefix, dir=root))
         try:
-            for part in ("head", "results"):
-                (staging / part).mkdir()
+            new_head, results = staging / "head", staging / "results"
+            new_head.mkdir()
+            results.mkdir()
             request = {
                 "checkpoint": str(checkpoint.path),
                 "precision": precision,
                 "trust_remote_code": trust_remote_code,
                 "passages": [passage.model_dump() for passage in passages],
                 "continue": name == "answers",
-                "write_head": not _whole(head),
-                "head": str(staging / "head"),
-                "folder": str(staging / "results"),
+                "write_head": not known_head,
+                "head": str(new_head),
+                "folder": str(results),
             }
             peak = _run(request, name, timeout_s=timeout_s)
-            if request["write_head"]:
-                _keep(staging / "head", head)
-            _keep(staging / "results", folder)
+            if not known_head:
+                _keep(new_head, head)
+            _keep(results, folder)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
     return Reference(folder=folder, head=head, cached=False, peak_rss_bytes=peak)

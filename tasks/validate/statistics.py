@@ -51,7 +51,7 @@ def _correlation(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
 
 
 def summarise(
-    part: str, scores: Scores, lengths: Sequence[int], *, block: int = BLOCK
+    part: str, scores: Scores, lengths: Sequence[int]
 ) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
     """Return a part's metrics and their 95 % intervals; what is not finite was not measured, and is left out.
 
@@ -59,14 +59,13 @@ def summarise(
         part: The prefix of the metrics' names.
         scores: Arrays of shape (positions,): kl, nll, source_nll, dp, same_top.
         lengths: Positions of each passage, in order; a block of the bootstrap never reaches over its end.
-        block: Positions that are drawn together.
 
     Source: percentile bootstrap over blocks (Künsch, 1989), 1,000 resamples with a fixed seed.
     """
     point = statistics(scores)
     metrics = {f"{part}_{name}": value for name, value in point.items() if math.isfinite(value)}
     metrics[f"{part}_tokens"] = float(sum(lengths))
-    blocks = _blocks(lengths, block)
+    blocks = _blocks(lengths, min(BLOCK, max(1, sum(lengths) // 3)))  # smaller ones where there are few positions
     if len(metrics) <= len(point) or len(blocks) < 2:  # something is not finite, or there is nothing to draw from
         return metrics, {}
     random = np.random.default_rng(_SEED)

@@ -101,6 +101,7 @@ def test_tuned_recipe_is_optimums_own_default() -> None:
             {"validation__gates": {"fdt_median": {"min": 1}}, "validation__reference": "none"},
             ["gates.fdt_median needs the source model", "reference is none"],
         ),
+        ({"validation__noise_floor": True}, ["noise_floor needs the source model and a text"]),
         ({"validation__text": "nowhere.txt"}, ["nowhere.txt", "no such file"]),
         ({"validation__prompts": []}, ["validation.prompts"]),
         ({"validation__prompts": [{"id": "a", "prompt": "x"}, {"id": "a", "prompt": "y"}]}, ["two prompts", "'a'"]),

@@ -91,6 +91,17 @@ def test_what_is_not_finite_was_not_measured() -> None:
     assert not intervals
 
 
+@pytest.mark.parametrize("positions", [2, 3, 7, 63])
+def test_few_positions_have_intervals_too(positions: int) -> None:
+    metrics, intervals = summarise("text", made([positions]), [positions])
+    low, high = intervals["text_kl_mean"]
+    assert low < metrics["text_kl_mean"] < high
+
+
+def test_one_position_has_none() -> None:
+    assert summarise("text", made([1]), [1])[1] == {}
+
+
 def test_curves_hold_every_position() -> None:
     kl = made(LENGTHS)["kl"]
     found = bands(kl, LENGTHS)

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from tasks.config import Expectation, Gate
 from tasks.engine import Completion
 from tasks.metrics import BUILT_IN_GATES, METRICS, NEED_REFERENCE, OF_THE_MACHINE
-from tasks.records import Answer, Champion, DeviceRecord, ReferenceRecord, ValidationReport
+from tasks.records import Answer, Champion, DeviceRecord, Fault, PromptResult, ReferenceRecord, ValidationReport
 from tasks.validate.expectations import failures
+from tasks.validate.findings import counts
 from tasks.validate.gates import comparable, judge
 from tasks.validate.performance import latency_round, performance
 
@@ -163,6 +164,14 @@ def test_only_what_was_measured_alike_is_compared() -> None:
     other_device = device.model_copy(update={"full_name": "two"})
     assert comparable(champion, reference, other_device).keys() == {"text_kl_mean", "prompts"}
     assert comparable(None, reference, device) == {}
+
+
+def test_answers_that_were_not_given_are_not_counted() -> None:
+    failed = Fault(metric="engine_failures", subject="the engine", message="died")
+    assert counts([], [failed]) == {"engine_failures": 1, "nonfinite_weights": 0}
+    alone = counts([PromptResult(id="a", prompt="p", answer=answer(), failures=())], [])
+    assert alone["prompts_passed_share"] == 1 and alone["empty_answers"] == 0
+    assert "missed_stops" not in alone  # there was no source model to tell
 
 
 def test_every_gate_and_group_names_metrics_that_exist() -> None:
