@@ -14,7 +14,9 @@
     ├── DeviceError (RuntimeError)                the device is missing or refuses the model
     ├── EngineError (RuntimeError)                the engine did not answer a request
     ├── RegistryError (RuntimeError)              the registry does not answer, or refuses
-    │   └── VersionNotFoundError (LookupError)    no such model, version or alias
+    │   ├── VersionNotFoundError (LookupError)    no such model, version or alias
+    │   └── ConflictError                         the alias moved while the decision to move it was made
+    ├── PromotionError (ValueError)               the version may not have this alias (exit code 3)
     └── GateError (ValueError)                    the model was validated and a gate failed (exit code 3)
 
 Each message says what went wrong, with which value, against which limit or file, and what to do next.
@@ -83,6 +85,16 @@ class RegistryError(VinoflowError, RuntimeError):
 
 class VersionNotFoundError(RegistryError, LookupError):
     """There is no such model, version or alias."""
+
+
+class ConflictError(RegistryError):
+    """The alias is not where it was when the decision to move it was made."""
+
+
+class PromotionError(VinoflowError, ValueError):
+    """The version may not have this alias."""
+
+    exit_code = 3
 
 
 class GateError(VinoflowError, ValueError):

@@ -224,3 +224,12 @@ class ModelVersion(Record):
     def reference(self) -> str:
         """`NAME/VERSION`."""
         return f"{self.name}/{self.version}"
+
+
+class Evidence(Record):
+    """What is there to judge a version by, and what is wrong with it."""
+
+    version: ModelVersion
+    report: ValidationReport | None = Field(description="None: there is none that can be read.")
+    report_digest: str = Field("", description="SHA-256 of its canonical JSON.")
+    problems: tuple[str, ...] = Field(description="Why files or report cannot be trusted; none: they can.")

@@ -1,12 +1,13 @@
 """Recipes: what one YAML file in configs/ says about one model. `tasks.recipe_file` reads them."""
 
 from tasks.config.export import Export
-from tasks.config.recipe import Recipe, Registry
+from tasks.config.recipe import AliasPolicy, Recipe, Registry, alias_name
 from tasks.config.source import COMMIT, HubSource, LocalSource, Source, WheelSource
 from tasks.config.validation import Expectation, Gate, Message, ReferencePrompt, Validation, one_device
 
 __all__ = [
     "COMMIT",
+    "AliasPolicy",
     "Expectation",
     "Export",
     "Gate",
@@ -19,5 +20,6 @@ __all__ = [
     "Source",
     "Validation",
     "WheelSource",
+    "alias_name",
     "one_device",
 ]

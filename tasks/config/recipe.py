@@ -2,20 +2,53 @@
 
 from __future__ import annotations
 
-from pydantic import Field, model_validator
+import re
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from tasks.config.base import Config
 from tasks.config.export import Export
 from tasks.config.source import HubSource, Source
-from tasks.config.validation import Validation
+from tasks.config.validation import Validation, one_device
 from tasks.manifest import digest_of
+
+_ALIAS = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
+
+
+def alias_name(name: str) -> str:
+    """Return the name of an alias.
+
+    Raises:
+        ValueError: MLflow would not take it, or gives it another meaning.
+    """
+    if _ALIAS.fullmatch(name) is None or name.lower() == "latest" or re.fullmatch(r"v\d+", name.lower()):
+        raise ValueError(f"{name!r} cannot be an alias: letters, digits, -, _ and . after a letter; not latest, not v1")
+    return name
+
+
+class AliasPolicy(Config):
+    """What a version must be to have an alias."""
+
+    device: str | None = Field(None, description="The device that it must have been validated on; none: any.")
+    approval: Literal["automatic", "manual"] = Field(
+        "automatic", description="manual: promotion waits for `vinoflow approve` or `vinoflow reject`."
+    )
+
+    @field_validator("device")
+    @classmethod
+    def _names_one_device(cls, value: str | None) -> str | None:
+        return value and one_device(value)
 
 
 class Registry(Config):
-    """Where the runs and versions are kept."""
+    """Where the runs and versions are kept, and what may serve."""
 
     experiment: str = Field("vinoflow", min_length=1, description="The MLflow experiment of the runs.")
     tags: dict[str, str] = Field({}, description="Tags of your own for the version.")
+    aliases: dict[Annotated[str, AfterValidator(alias_name)], AliasPolicy] = Field(
+        {}, description="What an alias asks of a version, beyond a validation that it passed."
+    )
 
 
 class Recipe(Config):

@@ -53,7 +53,7 @@ class ReferencePrompt(Config):
     def _one_kind(self) -> ReferencePrompt:
         if bool(self.messages) == (self.prompt is not None):
             raise ValueError(f"prompt {self.id!r} needs either messages or prompt, and not both")
-        if self.messages and "add_special_tokens" in self.model_fields_set:
+        if self.messages and not self.add_special_tokens:
             raise ValueError(f"prompt {self.id!r}: add_special_tokens goes with prompt, not with messages")
         return self
 

@@ -1,33 +1,53 @@
 """The registry: MLflow as the memory. Nothing else imports it."""
 
-from tasks.registry.read import (
-    PulledModel,
-    champion_of,
-    evidence_uri,
-    find_by_inputs,
-    list_versions,
-    metrics_of,
-    pull,
-    report_of,
-    resolve,
+from tasks.registry.evidence import champion_of, evidence_of, evidence_uri, metrics_of, recipe_of, report_of
+from tasks.registry.ledger import Entry, Noted, check_chain, entries, newest, served_at, versions_named
+from tasks.registry.move import (
+    AliasState,
+    Move,
+    aliases_of,
+    carry_out,
+    complete_interrupted,
+    restore,
+    state_of,
 )
-from tasks.registry.store import connect, one_at_a_time, tracking_uri
+from tasks.registry.pull import PulledModel, pull
+from tasks.registry.read import find_by_inputs, list_versions, resolve
+from tasks.registry.store import Locking, connect, locked, one_at_a_time, tracking_uri
 from tasks.registry.write import RunContext, record, register
 
 __all__ = [
+    "AliasState",
+    "Entry",
+    "Locking",
+    "Move",
+    "Noted",
     "PulledModel",
     "RunContext",
+    "aliases_of",
+    "carry_out",
     "champion_of",
+    "check_chain",
+    "complete_interrupted",
     "connect",
+    "entries",
+    "evidence_of",
     "evidence_uri",
     "find_by_inputs",
     "list_versions",
+    "locked",
     "metrics_of",
+    "newest",
     "one_at_a_time",
     "pull",
+    "recipe_of",
     "record",
     "register",
     "report_of",
     "resolve",
+    "restore",
+    "served_at",
+    "state_of",
     "tracking_uri",
+    "versions_named",
 ]

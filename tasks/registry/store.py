@@ -7,19 +7,21 @@ import logging
 import os
 import re
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
 from tasks import locations, progress, telemetry
-from tasks.errors import DiskFullError, RegistryError
+from tasks.errors import ConflictError, DiskFullError, RegistryError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+Locking = Callable[[str], AbstractContextManager[object]]  # by the name of the registered model
+_WAIT_S = 60.0  # for the lock: a move takes a fraction of a second
 _DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # its own default of 7 waits for minutes on a server that is down
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -105,6 +107,28 @@ def one_at_a_time(inputs: str) -> Iterator[None]:
         with progress.step("wait") as step:
             step.update(note="another run of the same inputs is under way")
             lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def locked(name: str) -> Iterator[None]:
+    """Keep other processes of this machine from moving a model's aliases; a holder that dies lets go.
+
+    Raises:
+        ConflictError: Another process holds it for a minute.
+    """
+    folder = locations.home() / "mlruns" / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / f"ledger-{name}.lock", timeout=_WAIT_S)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise ConflictError(
+            f"another process has been moving aliases of {name} for {_WAIT_S:g} s: look for it, then run again"
+        ) from error
     try:
         yield
     finally:

@@ -20,10 +20,11 @@ from pydantic import Field
 from tasks import locations, progress
 from tasks.config import Recipe
 from tasks.errors import RegistryError
-from tasks.manifest import MANIFEST_NAME, read_manifest
+from tasks.manifest import MANIFEST_NAME, digest_of, read_manifest
 from tasks.records import ExportedModel, ModelVersion, Record, ValidationReport
-from tasks.registry.read import MODEL_FOLDER, resolve
-from tasks.registry.store import connect, experiment_id, translated
+from tasks.registry.files import MODEL_FOLDER
+from tasks.registry.read import find_same, resolve
+from tasks.registry.store import Locking, connect, experiment_id, locked, translated
 from tasks.versions import RUN, versions
 
 if TYPE_CHECKING:
@@ -72,15 +73,25 @@ def record(
 
 
 def register(
-    recipe: Recipe, exported: ExportedModel, report: ValidationReport, context: RunContext, *, run_id: str
+    recipe: Recipe,
+    exported: ExportedModel,
+    report: ValidationReport,
+    context: RunContext,
+    *,
+    run_id: str,
+    locking: Locking = locked,
 ) -> ModelVersion:
     """Store the exported model's files once, as a logged model, and register it as the recipe's next version.
 
-    The version is made last: whatever ends this early leaves no version behind.
+    The version is made last: whatever ends this early leaves no version behind. What is registered already, with the
+    same files by the same recipe, is that version.
 
     Raises:
         RegistryError: MLflow does not answer, or refuses.
     """
+    known = find_same(recipe.name, exported.digest, recipe.digest)
+    if known:
+        return known
     client = connect()
     experiment = experiment_id(client, recipe.registry.experiment)
     with translated():
@@ -100,6 +111,11 @@ def register(
             raise
         client.finalize_logged_model(model.model_id, "READY")
         _ensure_registered_model(client, recipe.name)
+    with locking(recipe.name), translated():
+        known = find_same(recipe.name, exported.digest, recipe.digest)
+        if known:  # another machine was faster
+            client.delete_logged_model(model.model_id)
+            return known
         version = client.create_model_version(
             recipe.name,
             source=f"models:/{model.model_id}",
@@ -130,6 +146,7 @@ def _version_tags(
         "vinoflow.inputs": context.inputs,
         "vinoflow.checkpoint_digest": exported.checkpoint.digest,
         "vinoflow.recipe_digest": recipe.digest,
+        "vinoflow.report_digest": digest_of(report.model_dump(mode="json")),
         "vinoflow.source": f"{origin.kind}:{origin.location}",
         "vinoflow.source_revision": origin.revision,
         "vinoflow.device": report.device.used,

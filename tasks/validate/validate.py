@@ -11,13 +11,13 @@ from tasks import progress
 from tasks.config import Recipe, Validation
 from tasks.devices import resolve
 from tasks.errors import DeviceError, EngineError
+from tasks.gates import comparable, judge
 from tasks.manifest import digest_of
 from tasks.records import Champion, DeviceRecord, ExportedModel, Fault, ReferenceRecord, ValidationReport
 from tasks.validate.answering import Asked, Clock, answered_alike, ask, restart
 from tasks.validate.comparing import Compared, compare_with_source, noise_floor
 from tasks.validate.constants import check_constants
 from tasks.validate.findings import counts, faults_of, results_of
-from tasks.validate.gates import comparable, judge
 from tasks.validate.parity import Parity, check_parity
 from tasks.validate.passages import Passage, windows
 from tasks.validate.stress import STORY

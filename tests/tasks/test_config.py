@@ -40,6 +40,13 @@ def test_shipped_recipes_are_valid_and_named_as_their_files(path: Path) -> None:
     assert load_recipe(path).name == path.stem
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_recipe_as_a_run_keeps_it_is_the_same_recipe(path: Path) -> None:
+    recipe = load_recipe(path)
+    kept = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    assert Recipe.model_validate(yaml.safe_load(kept)) == recipe
+
+
 def test_phi3_states_the_notebook_word_for_word() -> None:
     recipe = load_recipe(ROOT / "configs" / "phi-3-mini-4k-instruct.yaml")
     assert recipe.source.model_dump()["repository"] == "microsoft/Phi-3-mini-4k-instruct"

@@ -27,6 +27,7 @@ from tasks.registry import (
 )
 from tasks.registry.write import flatten
 from tasks.validate import validate
+from tests import small
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[3]
@@ -46,7 +47,7 @@ def report(
 def registered(
     home: Path, tmp_path: Path, tiny_recipe: Path, tiny_export: ExportedModel, report: ValidationReport
 ) -> Registered:
-    """Record and register the tiny export once more."""
+    """Record and register the tiny export."""
     recipe = load_recipe(tiny_recipe)
     evidence = tmp_path / "evidence"
     (evidence / "plots").mkdir(parents=True)
@@ -108,21 +109,28 @@ def test_files_are_written_once_and_pull_shares_them(registered: Registered, tin
         assert (pulled.path / name).read_bytes() == (tiny_export.path / name).read_bytes()
 
 
-def test_references(registered: Registered) -> None:
-    registered()
-    second = registered()
-    connect().set_registered_model_alias("tiny", "champion", "1")
-    assert resolve("tiny@latest").version == second.version == 2
-    assert resolve("tiny/1").aliases == ("champion",)
-    assert resolve("tiny@champion").version == 1
-    assert [version.reference for version in list_versions()] == ["tiny/2", "tiny/1"]
-    for bad in ("tiny", "tiny/", "tiny@", "TINY/1", "tiny/1/2", "../x@latest", ""):
+def test_the_same_files_by_the_same_recipe_are_the_same_version(home: Path, tmp_path: Path) -> None:
+    first = small.version(tmp_path, "a")
+    assert small.version(tmp_path, "a") == first
+    other = small.version(tmp_path, "a", made_by=small.recipe(tags={"team": "other"}))
+    assert (other.version, other.digest) == (2, first.digest)  # its report is about another recipe
+
+
+def test_references(home: Path, tmp_path: Path) -> None:
+    first, second = small.version(tmp_path, "a"), small.version(tmp_path, "b")
+    connect().set_registered_model_alias("small", "champion", "1")
+    assert resolve("small@latest") == second
+    assert resolve("small/1").aliases == ("champion",)
+    assert resolve("small@champion").digest == first.digest
+    assert [version.reference for version in list_versions()] == ["small/2", "small/1"]
+    assert [version.reference for version in list_versions("small", limit=1)] == ["small/2"]
+    for bad in ("small", "small/", "small@", "SMALL/1", "small/1/2", "../x@latest", ""):
         with pytest.raises(RecipeError, match="NAME/VERSION"):
             resolve(bad)
     with pytest.raises(VersionNotFoundError, match="no version 9; its newest versions are 2, 1"):
-        resolve("tiny/9")
+        resolve("small/9")
     with pytest.raises(VersionNotFoundError, match="no alias 'prod'"):
-        resolve("tiny@prod")
+        resolve("small@prod")
     with pytest.raises(VersionNotFoundError, match="no model 'other'"):
         resolve("other@latest")
 

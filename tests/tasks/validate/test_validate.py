@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 from tasks.config import Expectation, Gate
 from tasks.engine import Completion
+from tasks.gates import comparable, judge
 from tasks.metrics import BUILT_IN_GATES, METRICS, NEED_REFERENCE, OF_THE_MACHINE
 from tasks.records import Answer, Champion, DeviceRecord, Fault, PromptResult, ReferenceRecord, ValidationReport
 from tasks.validate.expectations import failures
 from tasks.validate.findings import counts
-from tasks.validate.gates import comparable, judge
 from tasks.validate.performance import latency_round, performance
 
 

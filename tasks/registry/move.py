@@ -1,0 +1,229 @@
+"""Moving an alias: compare, write down, set, look. MLflow itself lets the last writer win.
+
+Every move is written into the ledger before it is made. Whoever comes next completes what a killed process began, so a
+move is made wholly or not at all. The lock keeps writers apart; where it cannot (two machines without a Prefect server,
+a lease that ran out), a second entry of the same sequence number is what tells, and both of its writers step back.
+"""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from tasks.errors import ConflictError, IntegrityError, RegistryError
+from tasks.records import ModelVersion, Record
+from tasks.registry.files import problem_of
+from tasks.registry.ledger import (
+    HEAD,
+    Action,
+    Entry,
+    Noted,
+    append,
+    finish,
+    newest,
+    now_after,
+    same_sequence,
+    withdraw,
+)
+from tasks.registry.read import resolve
+from tasks.registry.store import Locking, connect, locked, translated
+
+
+class AliasState(Record):
+    """Where an alias points, and by which entry of the ledger: what a decision to move it is made on."""
+
+    name: str
+    alias: str
+    version: int | None = Field(description="None: there is no such alias.")
+    sequence: int = Field(description="Of the ledger's last entry about it; 0: there is none.")
+
+
+class Move(Record):
+    """A move that was decided."""
+
+    state: AliasState = Field(description="What it was decided on.")
+    to: ModelVersion
+    action: Action
+    actor: str
+    report_digest: str = ""
+    gates: tuple[str, ...] = ()
+    reason: str = ""
+    approved_by: str = ""
+    flow_run_id: str = ""
+
+
+def state_of(name: str, alias: str) -> AliasState:
+    """Return where an alias points now.
+
+    Raises:
+        RegistryError: There is no such model.
+    """
+    last = newest(name, alias=alias)
+    version = aliases_of(name)[0].get(alias)
+    return AliasState(name=name, alias=alias, version=version, sequence=last.entry.sequence if last else 0)
+
+
+def aliases_of(name: str) -> tuple[dict[str, int], str]:
+    """Return a model's aliases with their versions, and the head of its ledger."""
+    with translated():
+        model = connect().get_registered_model(name)
+    return {alias: int(version) for alias, version in model.aliases.items()}, model.tags.get(HEAD, "")
+
+
+def carry_out(move: Move, *, locking: Locking = locked) -> list[Entry]:
+    """Move an alias, if it is where the decision found it; return the entries of the moves that were made.
+
+    Usually that is one; a move that a killed process had begun is completed first, and comes before it.
+
+    Args:
+        move: The decision.
+        locking: Keeps other writers away meanwhile; by default those of this machine.
+
+    Raises:
+        ConflictError: The alias moved in the meantime.
+        IntegrityError: The version's files are not whole.
+        RegistryError: The alias was moved outside of vinoflow, or MLflow does not answer.
+    """
+    state = move.state
+    with locking(state.name):
+        completed = settle(state.name)
+        now = state_of(state.name, state.alias)
+        if now != state:
+            raise ConflictError(_moved(state, now))
+        known = newest(state.name, alias=state.alias)
+        if known and now.version not in (known.entry.to_version, None):  # None: it went with a deleted version
+            raise RegistryError(_outside(known.entry, now.version))
+        if resolve(move.to.reference).digest != move.to.digest:
+            raise ConflictError(f"{move.to.reference} has another digest than a moment ago: look at it again")
+        if wrong := problem_of(move.to, deep=False):
+            raise IntegrityError(f"{move.to.reference} cannot serve: {wrong}")
+        last = newest(state.name)
+        return [*completed, _make(_entry(move, last.entry if last else None, known))]
+
+
+def complete_interrupted(name: str, *, locking: Locking = locked) -> list[Entry]:
+    """Complete the move that a killed process began, if there is one; return its entry.
+
+    Raises:
+        RegistryError: The alias was moved outside of vinoflow meanwhile.
+    """
+    last = newest(name)
+    if last is None or not last.pending:
+        return []
+    with locking(name):
+        return settle(name)
+
+
+def restore(name: str, alias: str, *, actor: str, reason: str, locking: Locking = locked) -> Entry | None:
+    """Point an alias where the ledger says, if it was moved outside of vinoflow; the ledger tells of it."""
+    with locking(name):
+        settle(name)
+        known, now = newest(name, alias=alias), state_of(name, alias)
+        if known is None or known.entry.to_version == now.version:
+            return None
+        last = newest(name)
+        before = known.entry
+        content = {
+            **before.model_dump(include={"name", "alias", "to_version", "to_digest", "report_digest", "gates"}),
+            "sequence": last.entry.sequence + 1 if last else 1,
+            "at": now_after(last.entry if last else None),
+            "actor": actor,
+            "action": "restored",
+            "from_version": now.version,
+            "reason": reason,
+            "previous": last.entry.digest if last else "",
+        }
+        return _make(_signed(Entry.model_validate(content)))
+
+
+def settle(name: str) -> list[Entry]:
+    """Complete the move that a killed process began; return its entry. Call with the lock held.
+
+    Raises:
+        RegistryError: The alias was moved outside of vinoflow meanwhile.
+    """
+    last = newest(name)
+    if last is None or not last.pending:
+        return []
+    now = aliases_of(name)[0].get(last.entry.alias)
+    twins = same_sequence(name, last.entry.sequence)
+    if len(twins) > 1:  # of writers that did not share a lock: at most one of them went on to set the alias
+        done = [twin for twin in twins if not twin.pending]
+        made = done or [twin for twin in twins if twin.entry.to_version == now][:1]
+        for twin in twins:
+            if twin not in made:
+                withdraw(twin)
+        return settle(name)
+    entry = last.entry
+    if now not in (entry.from_version, entry.to_version, None):
+        raise RegistryError(_outside(entry, now))
+    _set(last)
+    return [entry]
+
+
+def _entry(move: Move, last: Entry | None, known: Noted | None) -> Entry:
+    state = move.state
+    return _signed(
+        Entry(
+            sequence=last.sequence + 1 if last else 1,
+            at=now_after(last),
+            actor=move.actor,
+            action=move.action,
+            name=state.name,
+            alias=state.alias,
+            from_version=state.version,
+            from_digest=known.entry.to_digest if known else "",
+            to_version=move.to.version,
+            to_digest=move.to.digest,
+            report_digest=move.report_digest,
+            gates=move.gates,
+            reason=move.reason,
+            approved_by=move.approved_by,
+            flow_run_id=move.flow_run_id,
+            previous=last.digest if last else "",
+        )
+    )
+
+
+def _signed(entry: Entry) -> Entry:
+    return entry.model_copy(update={"digest": entry.computed_digest()})
+
+
+def _make(entry: Entry) -> Entry:
+    """Write a move down, then make it."""
+    noted = append(entry)
+    if len(same_sequence(entry.name, entry.sequence)) > 1:
+        withdraw(noted)
+        raise ConflictError(f"{entry.name}@{entry.alias} is being moved by another process: look, then run again")
+    _set(noted)
+    return entry
+
+
+def _set(noted: Noted) -> None:
+    """Make a move that is written down, and see that it is made."""
+    client, entry = connect(), noted.entry
+    with translated():
+        client.set_registered_model_alias(entry.name, entry.alias, str(entry.to_version))
+    later = newest(entry.name, alias=entry.alias)
+    if later and later.entry.sequence > entry.sequence:  # we slept: others completed this one, and went on
+        with translated():
+            client.set_registered_model_alias(entry.name, entry.alias, str(later.entry.to_version))
+        return
+    now = aliases_of(entry.name)[0].get(entry.alias)
+    if now != entry.to_version:
+        raise RegistryError(_outside(entry, now))
+    finish(noted)
+
+
+def _moved(before: AliasState, now: AliasState) -> str:
+    last = newest(now.name, alias=now.alias)
+    by = f" by {last.entry.actor} at {last.entry.at:%H:%M:%S} UTC" if last else ""
+    where = f"from {before.version or 'nowhere'} to {now.version or 'nowhere'}"
+    what = f"moved {where}{by}" if before.version != now.version else f"was moved and moved back{by}"
+    return f"{now.name}@{now.alias} {what} while this move was decided: look at it again, then run again"
+
+
+def _outside(entry: Entry, now: int | None) -> str:
+    return (
+        f"{entry.name}@{entry.alias} points at {now or 'nothing'}, the ledger says {entry.to_version}: it was moved "
+        "outside of vinoflow; `vinoflow doctor --fix` puts it back"
+    )
