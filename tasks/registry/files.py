@@ -68,15 +68,16 @@ def _verify_on_server(client: MlflowClient, model: Any, digest: str) -> None:
 
     with translated():
         text = load_text(f"{model.artifact_location}/{MODEL_FOLDER}/{MANIFEST_NAME}")
-        sizes = _sizes(client, model.model_id, MODEL_FOLDER)
+        sizes = sizes_of(client, model.model_id, MODEL_FOLDER)
     manifest = Manifest.model_validate_json(text)
     expected = {f"{MODEL_FOLDER}/{entry.name}": entry.size_bytes for entry in manifest.files}
     if manifest.digest != digest or not expected.items() <= sizes.items():
         raise IntegrityError(f"the files of {model.model_id} are not those that were registered")
 
 
-def _sizes(client: MlflowClient, model_id: str, folder: str) -> dict[str, int]:
+def sizes_of(client: MlflowClient, model_id: str, folder: str | None = None) -> dict[str, int]:
+    """Return the sizes in bytes of a logged model's files, or of those in a folder of it, by their paths."""
     sizes: dict[str, int] = {}
     for entry in client.list_logged_model_artifacts(model_id, folder):
-        sizes |= _sizes(client, model_id, entry.path) if entry.is_dir else {entry.path: entry.file_size}
+        sizes |= sizes_of(client, model_id, entry.path) if entry.is_dir else {entry.path: entry.file_size}
     return sizes

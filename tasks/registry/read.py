@@ -25,7 +25,7 @@ def list_versions(name: str | None = None, *, limit: int | None = None) -> list[
     with translated():
         wanted = f"name = '{name}'" if name else None
         models = {
-            model.name: _aliases(model) for model in _pages(client.search_registered_models, filter_string=wanted)
+            model.name: _aliases(model) for model in pages(client.search_registered_models, filter_string=wanted)
         }
         return [
             _record(version, aliases)
@@ -94,7 +94,7 @@ def _newest(
     search = connect().search_model_versions
     if limit is not None:
         return list(search(filter_string=wanted, max_results=limit, order_by=[_NEWEST]))
-    return _pages(search, filter_string=wanted, order_by=[_NEWEST])
+    return pages(search, filter_string=wanted, order_by=[_NEWEST])
 
 
 def _record(version: Any, aliases: dict[str, int]) -> ModelVersion:
@@ -112,7 +112,7 @@ def _aliases(model: Any) -> dict[str, int]:
     return {alias: int(number) for alias, number in model.aliases.items()}
 
 
-def _pages(search: Any, **arguments: Any) -> list[Any]:
+def pages(search: Any, **arguments: Any) -> list[Any]:
     """Return all results of one of MLflow's paged searches."""
     found: list[Any] = []
     token = None

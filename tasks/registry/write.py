@@ -214,14 +214,15 @@ def _staged(exported: ExportedModel) -> Iterator[Path]:
                 python_model=str(_CHAT_MODEL),
                 pip_requirements=_requirements(versions(("mlflow", *RUN))).split(),
             )
-            _link_files(exported.path, folder / MODEL_FOLDER)
+            link_files(exported.path, folder / MODEL_FOLDER)
             _name_artifacts(folder / "MLmodel")
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _link_files(source: Path, target: Path) -> None:
+def link_files(source: Path, target: Path) -> None:
+    """Link what a folder's manifest names, and the manifest, into another folder."""
     for name in [entry.name for entry in read_manifest(source).files] + [MANIFEST_NAME]:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         try:
