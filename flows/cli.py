@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from flows.commands import asking, keeping, making, promoting
+from flows.commands import asking, keeping, ledger, making, promoting
 from tasks import locations, telemetry
 from tasks.errors import DiskFullError, VinoflowError
 
@@ -27,6 +27,7 @@ for command in (
     asking.ask,
     promoting.promote,
     promoting.rollback,
+    ledger.ledger,
     keeping.list_,
     making.check,
     making.explain_loss,

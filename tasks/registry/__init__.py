@@ -10,6 +10,7 @@ from tasks.registry.move import (
     complete_interrupted,
     restore,
     state_of,
+    verify_ledgers,
 )
 from tasks.registry.pull import PulledModel, pull
 from tasks.registry.read import find_by_inputs, list_versions, resolve
@@ -49,5 +50,6 @@ __all__ = [
     "served_at",
     "state_of",
     "tracking_uri",
+    "verify_ledgers",
     "versions_named",
 ]

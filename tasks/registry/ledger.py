@@ -151,8 +151,8 @@ def check_chain(name: str, aliases: Mapping[str, int], head: str, noted: Iterabl
         noted: Its entries, the oldest first.
     """
     before: Entry | None = None
-    state: dict[str, int] = {}
-    finished: Entry | None = None
+    state: dict[str, set[int | None]] = {}
+    heads = {""}
     for one in noted:
         entry = one.entry
         expected = before.sequence + 1 if before else 1
@@ -171,23 +171,22 @@ def check_chain(name: str, aliases: Mapping[str, int], head: str, noted: Iterabl
             yield f"entry {entry.sequence} does not follow the entry {expected - 1} that is there: that one was edited"
         if one.pending:
             yield f"entry {entry.sequence} is pending: its move was interrupted, the next one completes it"
-        else:
-            state[entry.alias], finished = entry.to_version, entry
         before = entry
-    last = f"{finished.sequence}:{finished.digest}" if finished else ""
-    if head != last:
+        state[entry.alias] = {entry.to_version, *([entry.from_version] if one.pending else [])}
+        heads = {*(heads if one.pending else ()), f"{entry.sequence}:{entry.digest}"}
+    if head not in heads:
         number = head.partition(":")[0] or "none"
-        yield f"the last entry was {number}, and the last that is there is {finished.sequence if finished else 'none'}"
-    for alias, version in state.items():
-        if aliases.get(alias) != version:
+        yield f"the last entry was {number}, and the last that is there is {before.sequence if before else 'none'}"
+    for alias, versions in state.items():
+        if aliases.get(alias) not in versions:
             now = f"at {aliases[alias]}" if alias in aliases else "nowhere"
-            yield f"{name}@{alias} points {now}, the ledger says {version}: it was moved outside of vinoflow"
+            told = " or ".join(str(version) for version in sorted(versions, key=str))
+            yield f"{name}@{alias} points {now}, the ledger says {told}: it was moved outside of vinoflow"
 
 
-def now_after(before: Entry | None) -> datetime:
+def now_after(before: datetime | None) -> datetime:
     """Return the time, or that of the entry before where the clock was set back."""
-    now = datetime.now(UTC)
-    return max(now, before.at) if before else now
+    return max(datetime.now(UTC), before or datetime.min.replace(tzinfo=UTC))
 
 
 def _noted(run: Any) -> Noted:

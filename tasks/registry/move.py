@@ -7,8 +7,11 @@ a lease that ran out), a second entry of the same sequence number is what tells,
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from pydantic import Field
 
+from tasks import progress
 from tasks.errors import ConflictError, IntegrityError, RegistryError
 from tasks.records import ModelVersion, Record
 from tasks.registry.files import problem_of
@@ -18,13 +21,15 @@ from tasks.registry.ledger import (
     Entry,
     Noted,
     append,
+    check_chain,
+    entries,
     finish,
     newest,
     now_after,
     same_sequence,
     withdraw,
 )
-from tasks.registry.read import resolve
+from tasks.registry.read import list_versions, resolve
 from tasks.registry.store import Locking, connect, locked, translated
 
 
@@ -89,15 +94,15 @@ def carry_out(move: Move, *, locking: Locking = locked) -> list[Entry]:
         now = state_of(state.name, state.alias)
         if now != state:
             raise ConflictError(_moved(state, now))
-        known = newest(state.name, alias=state.alias)
-        if known and now.version not in (known.entry.to_version, None):  # None: it went with a deleted version
+        end, known = _end(state.name), newest(state.name, alias=state.alias)
+        # None: it went with a deleted version; a lost end may have told of another move
+        if known and now.version not in (known.entry.to_version, None) and not end.lost:
             raise RegistryError(_outside(known.entry, now.version))
         if resolve(move.to.reference).digest != move.to.digest:
             raise ConflictError(f"{move.to.reference} has another digest than a moment ago: look at it again")
         if wrong := problem_of(move.to, deep=False):
             raise IntegrityError(f"{move.to.reference} cannot serve: {wrong}")
-        last = newest(state.name)
-        return [*completed, _make(_entry(move, last.entry if last else None, known))]
+        return [*completed, _make(_entry(move, end, known))]
 
 
 def complete_interrupted(name: str, *, locking: Locking = locked) -> list[Entry]:
@@ -114,25 +119,55 @@ def complete_interrupted(name: str, *, locking: Locking = locked) -> list[Entry]
 
 
 def restore(name: str, alias: str, *, actor: str, reason: str, locking: Locking = locked) -> Entry | None:
-    """Point an alias where the ledger says, if it was moved outside of vinoflow; the ledger tells of it."""
+    """Point an alias where the ledger says, if it was moved outside of vinoflow; the ledger tells of it.
+
+    Raises:
+        IntegrityError: The ledger has lost its end, so that it cannot tell.
+    """
     with locking(name):
         settle(name)
         known, now = newest(name, alias=alias), state_of(name, alias)
         if known is None or known.entry.to_version == now.version:
             return None
-        last = newest(name)
-        before = known.entry
-        content = {
-            **before.model_dump(include={"name", "alias", "to_version", "to_digest", "report_digest", "gates"}),
-            "sequence": last.entry.sequence + 1 if last else 1,
-            "at": now_after(last.entry if last else None),
-            "actor": actor,
-            "action": "restored",
-            "from_version": now.version,
-            "reason": reason,
-            "previous": last.entry.digest if last else "",
-        }
-        return _make(_signed(Entry.model_validate(content)))
+        end = _end(name)
+        if end.lost:
+            raise IntegrityError(
+                f"the ledger of {name} lost its entry {end.sequence}, so it cannot tell where {alias} should point: "
+                "restore that run in MLflow, or promote or roll back, which the ledger then goes on with"
+            )
+        kept = known.entry.model_dump(include={"name", "alias", "to_version", "to_digest", "report_digest", "gates"})
+        entry = Entry(
+            **kept,
+            sequence=end.sequence + 1,
+            at=now_after(end.at),
+            actor=actor,
+            action="restored",
+            from_version=now.version,
+            reason=reason,
+            previous=end.digest,
+        )
+        return _make(_signed(entry))
+
+
+def verify_ledgers(name: str | None = None) -> tuple[dict[str, int], dict[str, list[str]]]:
+    """Return the number of entries of each model's ledger, and what is wrong with it, by the model's name.
+
+    Raises:
+        VersionNotFoundError: There is no such model.
+    """
+    names = [name] if name else sorted({version.name for version in list_versions(limit=1)})
+    lengths: dict[str, int] = {}
+    wrong: dict[str, list[str]] = {}
+    with progress.step("verify", total=len(names), unit="steps") as step:
+        for number, model in enumerate(names, start=1):
+            step.update(done=number, note=model)
+            resolve(f"{model}@latest")
+            with locked(model):  # a move that is under way looks like one that was interrupted
+                noted = list(entries(model))[::-1]
+                aliases, head = aliases_of(model)
+            lengths[model], wrong[model] = len(noted), list(check_chain(model, aliases, head, noted))
+        step.update(note="")
+    return lengths, wrong
 
 
 def settle(name: str) -> list[Entry]:
@@ -160,12 +195,30 @@ def settle(name: str) -> list[Entry]:
     return [entry]
 
 
-def _entry(move: Move, last: Entry | None, known: Noted | None) -> Entry:
+class _End(Record):
+    """What the next entry of a ledger follows."""
+
+    sequence: int
+    digest: str
+    at: datetime | None
+    lost: bool = Field(description="The entry is not there any more: the registered model's tag tells of it.")
+
+
+def _end(name: str) -> _End:
+    last, head = newest(name), aliases_of(name)[1]
+    number, _, digest = head.partition(":")
+    if last and last.entry.sequence >= int(number or 0):
+        return _End(sequence=last.entry.sequence, digest=last.entry.digest, at=last.entry.at, lost=False)
+    at = last.entry.at if last else None
+    return _End(sequence=int(number or 0), digest=digest, at=at, lost=bool(number))
+
+
+def _entry(move: Move, end: _End, known: Noted | None) -> Entry:
     state = move.state
     return _signed(
         Entry(
-            sequence=last.sequence + 1 if last else 1,
-            at=now_after(last),
+            sequence=end.sequence + 1,
+            at=now_after(end.at),
             actor=move.actor,
             action=move.action,
             name=state.name,
@@ -179,7 +232,7 @@ def _entry(move: Move, last: Entry | None, known: Noted | None) -> Entry:
             reason=move.reason,
             approved_by=move.approved_by,
             flow_run_id=move.flow_run_id,
-            previous=last.digest if last else "",
+            previous=end.digest,
         )
     )
 
@@ -203,15 +256,26 @@ def _set(noted: Noted) -> None:
     client, entry = connect(), noted.entry
     with translated():
         client.set_registered_model_alias(entry.name, entry.alias, str(entry.to_version))
-    later = newest(entry.name, alias=entry.alias)
-    if later and later.entry.sequence > entry.sequence:  # we slept: others completed this one, and went on
-        with translated():
-            client.set_registered_model_alias(entry.name, entry.alias, str(later.entry.to_version))
+    last = newest(entry.name, alias=entry.alias)
+    if last is None or last.run_id != noted.run_id:  # we slept, and others without our lock went on
+        _follow(last, entry)
         return
     now = aliases_of(entry.name)[0].get(entry.alias)
     if now != entry.to_version:
         raise RegistryError(_outside(entry, now))
     finish(noted)
+
+
+def _follow(last: Noted | None, entry: Entry) -> None:
+    """Point an alias where others have moved it, after they completed our move, or took our entry back."""
+    client = connect()
+    with translated():
+        if last:
+            client.set_registered_model_alias(entry.name, entry.alias, str(last.entry.to_version))
+        else:
+            client.delete_registered_model_alias(entry.name, entry.alias)
+    if last is None or last.entry.sequence < entry.sequence:
+        raise ConflictError(f"{entry.name}@{entry.alias} is being moved by another process: look, then run again")
 
 
 def _moved(before: AliasState, now: AliasState) -> str:
