@@ -3,53 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from urllib.error import URLError
 from urllib.request import Request, urlopen
 
 import pytest
 
 from tests.conftest import Vinoflow
+from tests.servers import BIN, free_port, prefect, running
 
 pytestmark = pytest.mark.slow
-BIN = Path(sys.executable).parent
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-@contextmanager
-def running(command: list[str], health: str, *, log: Path, **environment: str) -> Iterator[None]:
-    """Run a server until the block ends; the block begins when its health page answers."""
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, env={**os.environ, **environment})
-    try:
-        deadline = time.monotonic() + 180
-        while True:
-            try:
-                urlopen(health, timeout=5).close()
-                break
-            except (URLError, ConnectionError, TimeoutError):
-                assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
-                time.sleep(0.5)
-        yield
-    finally:
-        process.terminate()
-        try:
-            process.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
 
 
 @pytest.fixture
@@ -71,13 +34,7 @@ def mlflow_server(tmp_path: Path) -> Iterator[str]:
 
 @pytest.fixture
 def prefect_server(tmp_path: Path) -> Iterator[str]:
-    folder, port = tmp_path / "prefect-server", free_port()
-    folder.mkdir()
-    command = [str(BIN / "prefect"), "server", "start", "--host", "127.0.0.1", "--port", str(port), "--no-ui"]
-    database = f"sqlite+aiosqlite:///{folder}/prefect.db"
-    url = f"http://127.0.0.1:{port}/api"
-    settings = {"PREFECT_HOME": str(folder), "PREFECT_SERVER_DATABASE_CONNECTION_URL": database}
-    with running(command, f"{url}/health", log=folder / "log", **settings):
+    with prefect(tmp_path / "prefect-server") as url:
         yield url
 
 
