@@ -27,6 +27,8 @@ for command in (
     asking.ask,
     promoting.promote,
     promoting.rollback,
+    promoting.approve,
+    promoting.reject,
     ledger.ledger,
     keeping.list_,
     making.check,

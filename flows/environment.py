@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from pathlib import Path
 
 from tasks import guard, locations, telemetry
 from tasks.errors import DiskFullError
@@ -37,3 +38,25 @@ def prepare_prefect() -> None:
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # the console is ours; the API keeps Prefect's log
     }.items():
         os.environ.setdefault(name, value)
+
+
+def prefect_api() -> str:
+    """Return the URL of the Prefect server that is set; empty: flows are embedded.
+
+    Where neither the environment nor a file that Prefect reads may name one, Prefect is not imported: that takes long.
+    """
+    known = os.environ.get("PREFECT_API_URL")
+    if known or not _may_be_named():
+        return known or ""
+    from prefect.settings import get_current_settings
+
+    return get_current_settings().api.url or ""
+
+
+def _may_be_named() -> bool:
+    """Look into the files that Prefect 3.8 takes settings from: its profiles, and those of the working folder."""
+    home = Path(os.environ.get("PREFECT_HOME") or "~/.prefect").expanduser()
+    profiles = Path(os.environ.get("PREFECT_PROFILES_PATH") or home / "profiles.toml")
+    words = {profiles: "PREFECT_API_URL", Path(".env"): "PREFECT_", Path("prefect.toml"): ""}
+    words[Path("pyproject.toml")] = "tool.prefect"
+    return any(path.is_file() and word in path.read_text(errors="replace") for path, word in words.items())

@@ -11,6 +11,7 @@ from prefect import flow
 from prefect.artifacts import create_link_artifact, create_table_artifact
 from prefect.runtime import flow_run
 
+from flows.locking import locking_here
 from flows.outcome import Outcome, inputs_digest
 from flows.steps import (
     champion_step,
@@ -64,7 +65,7 @@ def _make(recipe: Recipe, checkpoint: Checkpoint, inputs: str, *, started_at: fl
     _publish_verdicts(recipe, report, run_id)
     if not report.passed:
         raise GateError(why_not(recipe, report, run_id))
-    version = register_step(recipe, exported, report, context, run_id=run_id)
+    version = register_step(recipe, exported, report, context, run_id=run_id, locking=locking_here())
     outcome = Outcome(version=version, metrics=metrics_of(version), reused=False)
     create_table_artifact(
         key=f"{_key(recipe)}-version",

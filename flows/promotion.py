@@ -37,6 +37,18 @@ class Decision(Record):
         """True where the alias points at the version already."""
         return self.state.version == self.assessment.version.version
 
+    @property
+    def needs_approval(self) -> bool:
+        """True where a person has to agree to the move."""
+        return self.assessment.manual and not self.is_there
+
+
+class Promoted(Record):
+    """What was decided, and the moves that were made: those that a killed process had begun come first."""
+
+    decision: Decision
+    moved: tuple[Entry, ...]
+
 
 def consider(reference: str, *, alias: str) -> Decision:
     """Look at a version and at the one that has the alias now; change nothing.
@@ -52,6 +64,30 @@ def consider(reference: str, *, alias: str) -> Decision:
         current = Champion(reference=serving.reference, report=report_of(serving))
     assessment = assess(evidence_of(version), recipe_of(version), current, alias=alias)
     return Decision(assessment=assessment, state=state)
+
+
+def permit(decision: Decision, *, force: bool = False, reason: str = "") -> None:
+    """Let a decision pass that may be carried out.
+
+    Args:
+        decision: What `consider` returned.
+        force: Override gates that failed; never what is broken.
+        reason: Why; needed with `force`.
+
+    Raises:
+        PromotionError: The version may not have the alias.
+    """
+    found = decision.assessment
+    where = f"{found.version.reference} is not promoted to {found.alias}"
+    if decision.is_there:
+        return
+    if found.blocked:
+        raise PromotionError("\n  ".join([f"{where}:", *found.blocked]))
+    if found.failed and not force:
+        ways = "`--dry-run` compares; `--force --reason WHY` overrides gates, and the ledger tells of it"
+        raise PromotionError("\n  ".join([f"{where}, gates fail:", *found.failed, ways]))
+    if force and not reason.strip():
+        raise PromotionError(f"{where}: --force needs a --reason, which the ledger keeps")
 
 
 def promote(
@@ -82,14 +118,7 @@ def promote(
     found = decision.assessment
     if decision.is_there:
         return []
-    where = f"{found.version.reference} is not promoted to {found.alias}"
-    if found.blocked:
-        raise PromotionError("\n  ".join([f"{where}:", *found.blocked]))
-    if found.failed and not force:
-        ways = "`--dry-run` compares; `--force --reason WHY` overrides gates, and the ledger tells of it"
-        raise PromotionError("\n  ".join([f"{where}, gates fail:", *found.failed, ways]))
-    if force and not reason.strip():
-        raise PromotionError(f"{where}: --force needs a --reason, which the ledger keeps")
+    permit(decision, force=force, reason=reason)
     return carry_out(
         Move(
             state=decision.state,

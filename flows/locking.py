@@ -1,0 +1,98 @@
+"""Who may write to a model's versions and aliases: one at a time, on one machine or, by a Prefect server, on many."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from flows.environment import prefect_api
+from tasks.errors import ConflictError, RegistryError
+from tasks.registry import Locking, locked
+
+_LEASE_S = 60.0  # the least that Prefect grants; its holder renews it, and Prefect frees what nobody renews
+_WAIT_S = 120.0  # a killed holder's lease is free after 75 s (its server looks every 15 s), seen up to 39 s later
+_log = logging.getLogger(__name__)
+
+
+def locking_here() -> Locking:
+    """Return what keeps writers apart: the file lock, and where a Prefect server is set its lease as well."""
+    return _locked_and_leased if prefect_api() else locked
+
+
+@contextmanager
+def _locked_and_leased(name: str) -> Iterator[None]:
+    """Keep out the writers of this machine, who wait for a file lock without asking the server, then all others."""
+    with locked(name), lease(name):
+        yield
+
+
+@contextmanager
+def lease(name: str) -> Iterator[None]:
+    """Hold the one slot of a model's global concurrency limit in Prefect, which is made on first use.
+
+    A holder that is killed loses it when its lease runs out. One that cannot renew it goes on: the ledger shows a
+    second writer, and a move that stops half-way would have to be completed all the same.
+
+    Raises:
+        ConflictError: Another process holds it for two minutes.
+        RegistryError: The Prefect server does not answer.
+    """
+    from prefect.concurrency.sync import concurrency
+
+    limit = f"vinoflow.model.{name}"
+    held = ExitStack()
+    with _told(limit):
+        _ensure_limit(limit)
+        held.enter_context(
+            concurrency(
+                limit,
+                timeout_seconds=_WAIT_S,
+                lease_duration=_LEASE_S,
+                strict=True,
+                raise_on_lease_renewal_failure=False,
+            )
+        )
+    try:
+        yield
+    finally:
+        try:
+            held.close()
+        except Exception:  # what was done under the lease is done, and the lease runs out
+            _log.warning("the lease %s could not be given back: it runs out by itself", limit, exc_info=True)
+
+
+def _ensure_limit(limit: str) -> None:
+    """Make a limit of one slot, unless it is there or another process is faster."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
+    from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+
+    with get_client(sync_client=True) as client:
+        try:
+            client.read_global_concurrency_limit_by_name(limit)
+        except ObjectNotFound:
+            try:
+                client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=limit, limit=1))
+            except ObjectAlreadyExists:
+                return
+
+
+@contextmanager
+def _told(limit: str) -> Iterator[None]:
+    """Turn Prefect's errors on the way to a lease into ours."""
+    import httpx
+    from prefect.concurrency.asyncio import AcquireConcurrencySlotTimeoutError, ConcurrencySlotAcquisitionError
+
+    try:
+        yield
+    except AcquireConcurrencySlotTimeoutError as error:
+        raise ConflictError(
+            f"another process has held {limit} on {prefect_api()} for {_WAIT_S:g} s: look for it, then run again; "
+            f"if there is none, `prefect gcl update {limit} --active-slots 0` frees it"
+        ) from error
+    except (ConcurrencySlotAcquisitionError, httpx.HTTPError) as error:
+        reason = error.__cause__ or error
+        raise RegistryError(
+            f"the Prefect server at {prefect_api()} gives no lease {limit}, so nothing was moved: {reason}"
+        ) from error
