@@ -1,7 +1,11 @@
 """The registry: MLflow as the memory. Nothing else imports it."""
 
+from tasks.registry.doctor import Diagnosis, examine
 from tasks.registry.evidence import champion_of, evidence_of, evidence_uri, metrics_of, recipe_of, report_of
+from tasks.registry.finding import Finding
+from tasks.registry.gc import Garbage, collect, garbage
 from tasks.registry.ledger import Entry, Noted, check_chain, entries, newest, served_at, versions_named
+from tasks.registry.libraries import libraries_of
 from tasks.registry.move import (
     AliasState,
     Move,
@@ -15,11 +19,14 @@ from tasks.registry.move import (
 from tasks.registry.pull import PulledModel, pull
 from tasks.registry.read import find_by_inputs, list_versions, resolve
 from tasks.registry.store import Locking, connect, locked, one_at_a_time, tracking_uri
-from tasks.registry.write import RunContext, record, register
+from tasks.registry.write import RunContext, flatten, record, register
 
 __all__ = [
     "AliasState",
+    "Diagnosis",
     "Entry",
+    "Finding",
+    "Garbage",
     "Locking",
     "Move",
     "Noted",
@@ -29,12 +36,17 @@ __all__ = [
     "carry_out",
     "champion_of",
     "check_chain",
+    "collect",
     "complete_interrupted",
     "connect",
     "entries",
     "evidence_of",
     "evidence_uri",
+    "examine",
     "find_by_inputs",
+    "flatten",
+    "garbage",
+    "libraries_of",
     "list_versions",
     "locked",
     "metrics_of",

@@ -24,9 +24,7 @@ def list_versions(name: str | None = None, *, limit: int | None = None) -> list[
     client = connect()
     with translated():
         wanted = f"name = '{name}'" if name else None
-        models = {
-            model.name: _aliases(model) for model in pages(client.search_registered_models, filter_string=wanted)
-        }
+        models = {model.name: _aliases(model) for model in pages(client.search_registered_models, filter_string=wanted)}
         return [
             _record(version, aliases)
             for model, aliases in sorted(models.items())
