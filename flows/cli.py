@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from flows.commands import asking, keeping, ledger, making, promoting
+from flows.commands import asking, keeping, ledger, looking, making, promoting
 from tasks import locations, telemetry
 from tasks.errors import DiskFullError, VinoflowError
 
@@ -30,7 +30,11 @@ for command in (
     promoting.approve,
     promoting.reject,
     ledger.ledger,
-    keeping.list_,
+    looking.list_,
+    looking.show,
+    looking.diff,
+    keeping.gc,
+    keeping.doctor,
     making.check,
     making.explain_loss,
     making.schema,
