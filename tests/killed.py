@@ -126,6 +126,18 @@ def pull_stage(reference: str) -> None:
     print(pull(reference).path)
 
 
+def promote_stage(reference: str) -> None:
+    from flows.promotion import consider, promote
+
+    promote(consider(reference, alias="champion"))
+
+
+def rollback_stage(name: str) -> None:
+    from flows.promotion import roll_back
+
+    roll_back(name)
+
+
 if __name__ == "__main__":
     telemetry.turn_off()
     Point.model_validate_json(sys.argv[1]).arm()
