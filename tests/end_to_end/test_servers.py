@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from urllib.request import Request, urlopen
 
 import pytest
 
+from flows.promotion import consider, promote
+from tasks.registry import collect, connect, examine, garbage
+from tests import small
 from tests.conftest import Vinoflow
 from tests.servers import BIN, free_port, prefect, running
 
@@ -73,3 +77,23 @@ def test_servers_are_used_where_they_are_set(
     stored.write_bytes(stored.read_bytes()[:-1])
     damaged = vinoflow(*question, expect=1, **{**servers, "VINOFLOW_CACHE": str(tmp_path / "a-third")})
     assert "openvino_model.bin has" in damaged.stderr
+
+
+def test_housekeeping_on_a_server(
+    home: Path, tmp_path: Path, mlflow_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What goes is gone on the server too, also where a kill came between the files and what names them."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
+    for content in "abcd":
+        small.version(tmp_path, content)
+    promote(consider("small/3", alias="champion"))
+    found = garbage(older_than=timedelta(0))
+    assert [one.name for one in found] == ["small/1", "small/2"]
+    get_artifact_repository(connect().get_logged_model(found[0].model_id).artifact_location).delete_artifacts()
+    assert collect(found, older_than=timedelta(0)) == tuple(found)
+    assert garbage(older_than=timedelta(0)) == []
+    kept = {path.read_text() for path in (tmp_path / "mlflow-server").rglob("openvino_model.bin")}
+    assert kept == {"c", "d"}
+    assert [one.level for one in examine().wrong] == ["warning"], "openvino 1 is not here"
