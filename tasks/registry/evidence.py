@@ -37,11 +37,7 @@ def report_of(version: ModelVersion) -> ValidationReport:
     Raises:
         RegistryError: It is not there, or is not one.
     """
-    text = _text(version, "report.json")
-    try:
-        return ValidationReport.model_validate_json(text)
-    except ValueError as error:
-        raise RegistryError(f"the report of {version.reference} cannot be read: {error}") from error
+    return _report(version, _text(version, "report.json"))
 
 
 def recipe_of(version: ModelVersion) -> Recipe:
@@ -71,10 +67,11 @@ def evidence_of(version: ModelVersion, *, deep: bool = True) -> Evidence:
     wrong = problem_of(version, deep=deep)
     problems = [wrong] if wrong else []
     try:
-        report = report_of(version)
+        text = _text(version, "report.json")
+        report = _report(version, text)
     except RegistryError as error:
         return Evidence(version=version, report=None, problems=(*problems, str(error)))
-    digest = digest_of(json.loads(_text(version, "report.json")))
+    digest = digest_of(json.loads(text))
     problems += _unbound(version, report, digest)
     return Evidence(version=version, report=report, report_digest=digest, problems=tuple(problems))
 
@@ -101,6 +98,13 @@ def _unbound(version: ModelVersion, report: ValidationReport, digest: str) -> It
     ):
         if mine != registered:
             yield f"its report is about another {what}: {mine[:12]}, not {registered[:12] or 'none'}"
+
+
+def _report(version: ModelVersion, text: str) -> ValidationReport:
+    try:
+        return ValidationReport.model_validate_json(text)
+    except ValueError as error:
+        raise RegistryError(f"the report of {version.reference} cannot be read: {error}") from error
 
 
 def _text(version: ModelVersion, name: str) -> str:
