@@ -1,0 +1,59 @@
+"""A PostgreSQL of the tests' own: Debian's, in a folder of its own, on a free port of loopback."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+_PLACES = "/usr/lib/postgresql/*/bin"
+
+
+@contextmanager
+def postgres() -> Iterator[str]:
+    """Run a server until the block ends; yield the URI of its database, which is empty."""
+    programs = _programs()
+    user = "postgres" if os.geteuid() == 0 else None  # it refuses to run as root
+    folder = Path(tempfile.mkdtemp(prefix="vinoflow-postgres-"))  # of a short path, for its socket
+    if user:
+        os.chown(folder, pwd.getpwnam(user).pw_uid, -1)
+    data, port = folder / "data", _free_port()
+
+    def run(*command: str | Path) -> None:
+        subprocess.run(list(map(str, command)), user=user, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+
+    try:
+        run(programs / "initdb", "-D", data, "-U", "vinoflow", "--auth=trust", "--no-sync", "-E", "UTF8")
+        settings = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder} -c fsync=off"
+        run(programs / "pg_ctl", "-D", data, "-l", folder / "log", "-w", "-o", settings, "start")
+        try:
+            yield f"postgresql://vinoflow@127.0.0.1:{port}/postgres"
+        finally:
+            run(programs / "pg_ctl", "-D", data, "-m", "immediate", "stop")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _programs() -> Path:
+    """Return the folder of initdb and pg_ctl; they are installed where they are not there yet."""
+    if not (found := _installed()):
+        subprocess.run([ROOT / ".ci" / "system-packages", "postgresql"], check=True)
+        found = _installed()
+    return found[-1]
+
+
+def _installed() -> list[Path]:
+    return sorted(path for path in Path("/").glob(_PLACES.lstrip("/")) if (path / "initdb").is_file())
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
