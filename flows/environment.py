@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 
 from tasks import guard, locations, telemetry
-from tasks.errors import DiskFullError
+from tasks.errors import DiskFullError, RegistryError
 
 _ROOM_BYTES = 16_000_000  # a fresh database of Prefect's takes 5 MB; without room its server tries for minutes
 
@@ -20,6 +21,7 @@ def prepare_prefect() -> None:
 
     Raises:
         DiskFullError: There is no room for the databases.
+        RegistryError: The Prefect server that is set does not answer.
     """
     telemetry.turn_off()
     guard.start()  # Prefect's server does not notice when we are killed
@@ -38,19 +40,31 @@ def prepare_prefect() -> None:
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # the console is ours; the API keeps Prefect's log
     }.items():
         os.environ.setdefault(name, value)
+    if server := prefect_api():
+        _require(server)
+
+
+def _require(server: str) -> None:
+    from prefect.client.orchestration import get_client
+
+    if error := get_client(sync_client=True).api_healthcheck():
+        raise RegistryError(
+            f"the Prefect server at {server} does not answer ({error}): start it, or run without it: PREFECT_API_URL= "
+            "vinoflow ...; then only the processes of this machine wait for each other"
+        )
 
 
 def prefect_api() -> str:
-    """Return the URL of the Prefect server that is set; empty: flows are embedded.
+    """Return the URL of the Prefect server that is set, without a password; empty: flows are embedded.
 
     Where neither the environment nor a file that Prefect reads may name one, Prefect is not imported: that takes long.
     """
-    known = os.environ.get("PREFECT_API_URL")
-    if known or not _may_be_named():
-        return known or ""
-    from prefect.settings import get_current_settings
+    url = os.environ.get("PREFECT_API_URL")
+    if not url and _may_be_named():
+        from prefect.settings import get_current_settings
 
-    return get_current_settings().api.url or ""
+        url = get_current_settings().api.url
+    return re.sub(r"//[^/@]+@", "//", url or "")
 
 
 def _may_be_named() -> bool:
