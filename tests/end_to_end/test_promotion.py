@@ -16,13 +16,14 @@ from typing import Any
 from urllib.request import Request, urlopen
 
 import pytest
+import yaml
 
 from flows.promotion import consider, promote
 from tasks.registry import Entry, aliases_of, entries
 from tests import small
 from tests.conftest import ROOT, Vinoflow
 from tests.killed import Point
-from tests.servers import prefect
+from tests.servers import BIN, prefect
 
 pytestmark = pytest.mark.slow
 CLI = [sys.executable, "-m", "flows.cli"]
@@ -188,6 +189,47 @@ def test_moves_on_a_server_are_runs_and_events(
     assert run["state"]["message"] == f"{versions}@champion is now {versions}/2 (from 1), ledger entry 2"
     (artifact,) = ask(on_server, "/artifacts/filter", artifacts={"flow_run_id": {"any_": [run["id"]]}})
     assert {row["metric"] for row in json.loads(artifact["data"])} >= {"answers_kl_mean"}
+
+
+def test_a_deployment_is_suspended_until_a_person_approves(
+    guarded: str, on_server: str, vinoflow: Vinoflow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No process waits: the worker begins the run anew when it is answered, and the run looks at the alias again."""
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect-home"))
+    deployed = {"name": "on-request", "entrypoint": "flows/promote.py:promote"}
+    pool = {"name": "machines", "job_variables": {"working_dir": str(ROOT)}}
+    steps = [{"prefect.deployments.steps.set_working_directory": {"directory": str(ROOT)}}]
+    file, log = tmp_path / "prefect.yaml", tmp_path / "log"
+    file.write_text(yaml.safe_dump({"pull": steps, "deployments": [{**deployed, "work_pool": pool}]}))
+    prefect_cli("work-pool", "create", "machines", "--type", "process")
+    prefect_cli("deploy", "--all", "--prefect-file", str(file))
+    with process(str(BIN / "prefect"), "worker", "start", "--pool", "machines", log=log):
+        prefect_cli("deployment", "run", "promote/on-request", "--param", f"reference={guarded}/2")
+        run = until(lambda: ASKED.search(log.read_text()), log=log)[1]
+        until(lambda: suspended(on_server, run), log=log)
+        promote(consider(f"{guarded}/1", alias="champion"), approved_by="zoe")
+        again = vinoflow("approve", run, "--by", "ann", expect=1)
+        assert "asks again, what it showed has changed" in again.stderr
+        until(lambda: suspended(on_server, run), log=log)
+        said = vinoflow("approve", run, "--by", "ben").stdout
+    assert said == f"{guarded}@champion is now {guarded}/2 (from 1), ledger entry 2\n"
+    last = ledger(guarded)[-1]
+    assert (last.approved_by, last.flow_run_id) == ("ben", run)
+    states = [
+        state["name"] for state in json.load(urlopen(f"{on_server}/flow_run_states/?flow_run_id={run}", timeout=30))
+    ]
+    assert (states.count("Suspended"), states[-1]) == (2, "Completed"), states
+
+
+def prefect_cli(*arguments: str) -> None:
+    command = [str(BIN / "prefect"), "--no-prompt", *arguments]
+    done = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def suspended(api: str, run: str) -> bool:
+    (found,) = ask(api, "/flow_runs/filter", flow_runs={"id": {"any_": [run]}})
+    return bool(found["state_name"] == "Suspended")
 
 
 def test_a_move_does_not_need_its_event(versions: str) -> None:
