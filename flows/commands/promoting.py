@@ -129,9 +129,11 @@ def reject(run: Run, by: Answerer, reason: Reason = "") -> None:
 def _answer(run: str, *, approved: bool, by: str, reason: str) -> None:
     from flows.console import live_progress, say
     from flows.environment import prepare_prefect
-    from tasks.errors import PromotionError
+    from tasks.errors import PromotionError, RecipeError
     from tasks.progress import step
 
+    if not by.strip():
+        raise RecipeError("--by is empty: the ledger keeps who answered")
     with live_progress():
         with step("start"):
             prepare_prefect()
