@@ -152,10 +152,11 @@ def _side_by_side(answers: Sequence[Answers], names: tuple[str, str]) -> None:
     """Print two columns of answers; what both begin with is dim."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     console = Console(highlight=False)
     for answer in answers:
-        table = Table(*names, title=f"\n{answer.id}", title_justify="left", expand=True, show_lines=False)
+        table = Table(*names, title=Text(f"\n{answer.id}"), title_justify="left", expand=True)
         for column in table.columns:
             column.ratio, column.overflow = 1, "fold"
         pairs = zip(answer.a or "", answer.b or "", strict=False)
