@@ -98,10 +98,11 @@ def _since(entry: Entry) -> tuple[str, ...]:
 
 def _verify(name: str | None, *, as_json: bool) -> None:
     from flows.console import live_progress, say
+    from flows.locking import locking_here
     from tasks.registry import verify_ledgers
 
     with live_progress():
-        lengths, wrong = verify_ledgers(name)
+        lengths, wrong = verify_ledgers(name, locking=locking_here())
     if as_json:
         typer.echo(json.dumps({"entries": lengths, "problems": wrong}))
     else:

@@ -88,7 +88,9 @@ def champion_of(name: str, alias: str = "champion") -> Champion | None:
 def _unbound(version: ModelVersion, report: ValidationReport, digest: str) -> Iterator[str]:
     """Yield how a report is not the one of this model, recipe and device."""
     tags = version.tags
-    if digest != tags.get("vinoflow.report_digest"):
+    if "vinoflow.report_digest" not in tags:
+        yield "it does not say which report it was registered with: run export-and-validate again"
+    elif digest != tags["vinoflow.report_digest"]:
         yield "its report.json is not the one that it was registered with"
     for what, mine, registered in (
         ("model", report.model_digest, version.digest),

@@ -12,7 +12,7 @@ from datetime import datetime
 from pydantic import Field
 
 from tasks import progress
-from tasks.errors import ConflictError, IntegrityError, RegistryError
+from tasks.errors import ConflictError, IntegrityError, RegistryError, VersionNotFoundError
 from tasks.records import ModelVersion, Record
 from tasks.registry.files import problem_of
 from tasks.registry.ledger import (
@@ -149,7 +149,9 @@ def restore(name: str, alias: str, *, actor: str, reason: str, locking: Locking 
         return _make(_signed(entry))
 
 
-def verify_ledgers(name: str | None = None) -> tuple[dict[str, int], dict[str, list[str]]]:
+def verify_ledgers(
+    name: str | None = None, *, locking: Locking = locked
+) -> tuple[dict[str, int], dict[str, list[str]]]:
     """Return the number of entries of each model's ledger, and what is wrong with it, by the model's name.
 
     Raises:
@@ -162,7 +164,7 @@ def verify_ledgers(name: str | None = None) -> tuple[dict[str, int], dict[str, l
         for number, model in enumerate(names, start=1):
             step.update(done=number, note=model)
             resolve(f"{model}@latest")
-            with locked(model):  # a move that is under way looks like one that was interrupted
+            with locking(model):  # a move that is under way looks like one that was interrupted
                 noted = list(entries(model))[::-1]
                 aliases, head = aliases_of(model)
             lengths[model], wrong[model] = len(noted), list(check_chain(model, aliases, head, noted))
@@ -191,6 +193,11 @@ def settle(name: str) -> list[Entry]:
     entry = last.entry
     if now not in (entry.from_version, entry.to_version, None):
         raise RegistryError(_outside(entry, now))
+    try:
+        resolve(f"{name}/{entry.to_version}")
+    except VersionNotFoundError:  # deleted in MLflow meanwhile: the move cannot be made, and never was
+        withdraw(last)
+        return []
     _set(last)
     return [entry]
 

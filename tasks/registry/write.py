@@ -113,8 +113,7 @@ def register(
         _ensure_registered_model(client, recipe.name)
     with locking(recipe.name), translated():
         known = find_same(recipe.name, exported.digest, recipe.digest)
-        if known:  # another machine was faster
-            client.delete_logged_model(model.model_id)
+        if known:  # another machine was faster; gc finds the files that no version came of
             return known
         version = client.create_model_version(
             recipe.name,

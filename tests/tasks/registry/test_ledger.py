@@ -189,6 +189,19 @@ def test_a_move_that_another_machine_began_is_completed_first(three: list[ModelV
     assert problems() == []
 
 
+def test_a_move_to_a_version_that_is_gone_is_taken_back(three: list[ModelVersion]) -> None:
+    move("small/1")
+    first = newest("small").entry  # type: ignore[union-attr]
+    begun = first.model_copy(
+        update={"sequence": 2, "from_version": 1, "to_version": 3, "previous": first.digest, "digest": ""}
+    )
+    append(begun.model_copy(update={"digest": begun.computed_digest()}))
+    connect().delete_model_version("small", "3")
+    assert move("small/2") == 2
+    assert [noted.entry.to_version for noted in entries("small")] == [2, 1]
+    assert problems() == []
+
+
 def test_a_twin_that_appears_while_it_moves_is_a_conflict(
     three: list[ModelVersion], monkeypatch: pytest.MonkeyPatch
 ) -> None:
