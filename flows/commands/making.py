@@ -43,7 +43,7 @@ def export_and_validate(recipe: RecipePath, as_json: AsJson = False) -> None:
     show_table([*summarise(version, outcome.metrics), ("report", report)])
     typer.echo("\nnext:")
     typer.echo(f'  vinoflow ask "What is the capital of France?" --model {version.name}@latest')
-    typer.echo("  vinoflow list")
+    typer.echo(f"  vinoflow promote {version.name}@latest")
 
 
 def check(recipe: RecipePath, as_json: AsJson = False) -> None:
