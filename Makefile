@@ -1,6 +1,8 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 .DEFAULT_GOAL := help
+# two files at a time: most tests wait for a process to start
+ABREAST = -n 2 --dist loadfile --no-loadscope-reorder
 .PHONY: help run test check lint bench clean
 
 help: ## List the targets
@@ -11,10 +13,10 @@ run: .venv/installed ## Install, run the pipeline on a real model, and ask it so
 	$(BIN)/vinoflow ask "What is the capital of France?" --model smollm2-135m-instruct@latest
 
 test: lint ## Lint, types, import rules and all tests
-	$(BIN)/pytest -m "not bench"
+	$(BIN)/pytest -m "not bench" $(ABREAST)
 
 check: lint ## The same with the fast tests only: what a commit should pass
-	$(BIN)/pytest -m "not bench and not slow"
+	$(BIN)/pytest -m "not bench and not slow" $(ABREAST)
 
 lint: .venv/installed-dev
 	$(BIN)/ruff format --check .
