@@ -6,7 +6,7 @@ import getpass
 import socket
 from collections.abc import Sequence
 
-from tasks.errors import PromotionError
+from tasks.errors import PromotionError, RegistryError
 from tasks.promote import Assessment, assess
 from tasks.records import Champion, Record
 from tasks.registry import (
@@ -58,11 +58,14 @@ def consider(reference: str, *, alias: str) -> Decision:
     """
     version = resolve(reference)
     state = state_of(version.name, alias)
-    current = None
+    current, unknown = None, ""
     if state.version not in (None, version.version):
-        serving = resolve(f"{version.name}/{state.version}")
-        current = Champion(reference=serving.reference, report=report_of(serving))
-    assessment = assess(evidence_of(version), recipe_of(version), current, alias=alias)
+        try:
+            serving = resolve(f"{version.name}/{state.version}")
+            current = Champion(reference=serving.reference, report=report_of(serving))
+        except RegistryError as error:
+            unknown = str(error)
+    assessment = assess(evidence_of(version), recipe_of(version), current, alias=alias, unknown=unknown)
     return Decision(assessment=assessment, state=state)
 
 
@@ -119,6 +122,9 @@ def promote(
     if decision.is_there:
         return []
     permit(decision, force=force, reason=reason)
+    if decision.needs_approval and not approved_by:
+        who = f"{found.version.reference} is not promoted to {found.alias}"
+        raise PromotionError(f"{who}, which asks for approval: `vinoflow promote` waits for it")
     return carry_out(
         Move(
             state=decision.state,

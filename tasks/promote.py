@@ -53,7 +53,9 @@ class Assessment(Record):
         return not self.blocked and not self.failed
 
 
-def assess(evidence: Evidence, recipe: Recipe, current: Champion | None, *, alias: str) -> Assessment:
+def assess(
+    evidence: Evidence, recipe: Recipe, current: Champion | None, *, alias: str, unknown: str = ""
+) -> Assessment:
     """Judge whether a version may have an alias.
 
     Args:
@@ -61,17 +63,21 @@ def assess(evidence: Evidence, recipe: Recipe, current: Champion | None, *, alia
         recipe: The recipe that it was made by, which says what the alias asks.
         current: The version that has the alias now, if any; the recipe's relative gates compare with it.
         alias: The alias.
+        unknown: Why nothing is known of a version that has the alias now.
     """
     policy = recipe.registry.aliases.get(alias, AliasPolicy())
     report = evidence.report
     relative = _relative(report, recipe, current) if report else ()
     verdicts = [*(report.verdicts if report else ()), *relative]
+    failed = [_in_words(verdict) for verdict in verdicts if not verdict.passed]
+    if unknown:
+        failed.append(f"it cannot be compared with the present {alias}: {unknown}")
     return Assessment(
         version=evidence.version,
         alias=alias,
         current=current.reference if current else "",
         blocked=(*evidence.problems, *_wrong_device(report, policy, alias)),
-        failed=tuple(dict.fromkeys(_in_words(verdict) for verdict in verdicts if not verdict.passed)),
+        failed=tuple(dict.fromkeys(failed)),
         table=tuple(_table(report, current, verdicts)) if report else (),
         report_digest=evidence.report_digest,
         manual=policy.approval == "manual",

@@ -1,10 +1,10 @@
 """The registry: MLflow as the memory. Nothing else imports it."""
 
+from tasks.registry.chain import verify_ledgers
 from tasks.registry.doctor import Diagnosis, examine
 from tasks.registry.evidence import champion_of, evidence_of, evidence_uri, metrics_of, recipe_of, report_of
-from tasks.registry.finding import Finding
 from tasks.registry.gc import Garbage, collect, garbage
-from tasks.registry.ledger import Entry, Noted, check_chain, entries, newest, served_at, versions_named
+from tasks.registry.ledger import Entry, Noted, entries, newest, served_at, versions_named
 from tasks.registry.libraries import libraries_of
 from tasks.registry.move import (
     AliasState,
@@ -14,7 +14,6 @@ from tasks.registry.move import (
     complete_interrupted,
     restore,
     state_of,
-    verify_ledgers,
 )
 from tasks.registry.pull import PulledModel, pull
 from tasks.registry.read import find_by_inputs, list_versions, resolve
@@ -25,7 +24,6 @@ __all__ = [
     "AliasState",
     "Diagnosis",
     "Entry",
-    "Finding",
     "Garbage",
     "Locking",
     "Move",
@@ -35,7 +33,6 @@ __all__ = [
     "aliases_of",
     "carry_out",
     "champion_of",
-    "check_chain",
     "collect",
     "complete_interrupted",
     "connect",

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 from tasks.errors import IntegrityError
+from tasks.registry.chain import check_chain
 from tasks.registry.finding import Case
-from tasks.registry.ledger import Entry, Noted, check_chain, entries
+from tasks.registry.ledger import Entry, Noted, entries
 from tasks.registry.move import aliases_of, restore, settle
 from tasks.registry.store import Locking, connect, translated
 

@@ -6,7 +6,7 @@ says. `tasks.registry.move` writes them; nothing changes or deletes one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, Literal
@@ -139,49 +139,6 @@ def versions_named(name: str) -> set[int]:
     """Return every version that an entry of a model names."""
     found = [noted.entry for noted in entries(name)]
     return {version for entry in found for version in (entry.from_version, entry.to_version) if version is not None}
-
-
-def check_chain(name: str, aliases: Mapping[str, int], head: str, noted: Iterable[Noted]) -> Iterator[str]:
-    """Yield what is wrong with a ledger: holes, edits, forks, a lost end, moves that it does not know of.
-
-    Args:
-        name: The registered model.
-        aliases: What its aliases point at.
-        head: Its tag `HEAD`; empty where there is none.
-        noted: Its entries, the oldest first.
-    """
-    before: Entry | None = None
-    state: dict[str, set[int | None]] = {}
-    heads = {""}
-    for one in noted:
-        entry = one.entry
-        expected = before.sequence + 1 if before else 1
-        if entry.computed_digest() != entry.digest:
-            yield f"entry {entry.sequence} was edited: its content does not have its digest"
-        if entry.sequence > expected:
-            gone = (
-                f"entry {expected} is"
-                if entry.sequence == expected + 1
-                else f"entries {expected} to {entry.sequence - 1} are"
-            )
-            yield f"{gone} missing"
-        elif entry.sequence < expected:
-            yield f"there are two entries {entry.sequence}"
-        elif entry.previous != (before.digest if before else ""):
-            yield f"entry {entry.sequence} does not follow the entry {expected - 1} that is there: that one was edited"
-        if one.pending:
-            yield f"entry {entry.sequence} is pending: its move was interrupted, the next one completes it"
-        before = entry
-        state[entry.alias] = {entry.to_version, *([entry.from_version] if one.pending else [])}
-        heads = {*(heads if one.pending else ()), f"{entry.sequence}:{entry.digest}"}
-    if head not in heads:
-        number = head.partition(":")[0] or "none"
-        yield f"the last entry was {number}, and the last that is there is {before.sequence if before else 'none'}"
-    for alias, versions in state.items():
-        if aliases.get(alias) not in versions:
-            now = f"at {aliases[alias]}" if alias in aliases else "nowhere"
-            told = " or ".join(str(version) for version in sorted(versions, key=str))
-            yield f"{name}@{alias} points {now}, the ledger says {told}: it was moved outside of vinoflow"
 
 
 def now_after(before: datetime | None) -> datetime:

@@ -11,7 +11,6 @@ from datetime import datetime
 
 from pydantic import Field
 
-from tasks import progress
 from tasks.errors import ConflictError, IntegrityError, RegistryError, VersionNotFoundError
 from tasks.records import ModelVersion, Record
 from tasks.registry.files import problem_of
@@ -21,15 +20,13 @@ from tasks.registry.ledger import (
     Entry,
     Noted,
     append,
-    check_chain,
-    entries,
     finish,
     newest,
     now_after,
     same_sequence,
     withdraw,
 )
-from tasks.registry.read import list_versions, resolve
+from tasks.registry.read import resolve
 from tasks.registry.store import Locking, connect, locked, translated
 
 
@@ -147,29 +144,6 @@ def restore(name: str, alias: str, *, actor: str, reason: str, locking: Locking 
             previous=end.digest,
         )
         return _make(_signed(entry))
-
-
-def verify_ledgers(
-    name: str | None = None, *, locking: Locking = locked
-) -> tuple[dict[str, int], dict[str, list[str]]]:
-    """Return the number of entries of each model's ledger, and what is wrong with it, by the model's name.
-
-    Raises:
-        VersionNotFoundError: There is no such model.
-    """
-    names = [name] if name else sorted({version.name for version in list_versions(limit=1)})
-    lengths: dict[str, int] = {}
-    wrong: dict[str, list[str]] = {}
-    with progress.step("verify", total=len(names), unit="steps") as step:
-        for number, model in enumerate(names, start=1):
-            step.update(done=number, note=model)
-            resolve(f"{model}@latest")
-            with locking(model):  # a move that is under way looks like one that was interrupted
-                noted = list(entries(model))[::-1]
-                aliases, head = aliases_of(model)
-            lengths[model], wrong[model] = len(noted), list(check_chain(model, aliases, head, noted))
-        step.update(note="")
-    return lengths, wrong
 
 
 def settle(name: str) -> list[Entry]:

@@ -116,6 +116,25 @@ def test_worse_than_the_present_champion(home: Path, tmp_path: Path) -> None:
     assert aliases_of("small")[0] == {"champion": 3}
 
 
+def test_a_champion_of_which_nothing_is_known_is_replaced_by_force_only(home: Path, tmp_path: Path) -> None:
+    first, second = (small.version(tmp_path, name) for name in "ab")
+    try_to_promote(first)
+    (Path(evidence_uri(first.run_id)) / "report.json").unlink()
+    with pytest.raises(PromotionError, match="cannot be compared with the present champion"):
+        try_to_promote(second)
+    try_to_promote(second, force=True, reason="the old one lost its report")
+    assert aliases_of("small")[0] == {"champion": 2}
+
+
+def test_a_person_must_agree_where_the_alias_asks_for_it(home: Path, tmp_path: Path) -> None:
+    asks = small.recipe(aliases={"champion": {"approval": "manual"}})
+    version = small.version(tmp_path, "a", made_by=asks)
+    with pytest.raises(PromotionError, match="asks for approval"):
+        try_to_promote(version, force=True, reason="I must")
+    try_to_promote(version, approved_by="ann")
+    assert next(entries("small")).entry.approved_by == "ann"
+
+
 def test_an_alias_may_ask_for_a_device(home: Path, tmp_path: Path) -> None:
     asks = small.recipe(device="GPU.0", aliases={"champion": {"device": "GPU.0"}})
     on_cpu = small.version(tmp_path, "a", made_by=asks)
