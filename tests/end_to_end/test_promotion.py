@@ -23,7 +23,7 @@ from tasks.registry import Entry, aliases_of, entries
 from tests import small
 from tests.conftest import ROOT, Vinoflow
 from tests.killed import Point
-from tests.servers import BIN, prefect
+from tests.servers import BIN, prefect, stop
 
 pytestmark = pytest.mark.slow
 CLI = [sys.executable, "-m", "flows.cli"]
@@ -92,9 +92,9 @@ def process(*command: str, log: Path, stdin: int | None = None) -> Iterator[subp
     try:
         yield started
     finally:
-        if started.poll() is None:
-            started.terminate()
-        started.communicate(timeout=60)
+        stop(started)
+        if started.stdin:
+            started.stdin.close()
 
 
 def ledger(name: str) -> list[Entry]:
