@@ -57,6 +57,8 @@ def test_two_thousand_versions(many: str) -> None:
         ["show", f"{many}@latest"],
         ["diff", f"{many}/1", f"{many}@latest"],
         ["promote", f"{many}/1", "--dry-run"],
+        ["promote", f"{many}/1"],
+        ["rollback", many],
         ["ledger", many],
         ["gc", "--older-than", "0"],
         ["doctor"],
