@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tasks.registry import Entry, Noted
 
 _VERIFY = "verify"
+MOVES = ("entry", "when", "alias", "move", "what", "who", "digest", "why")  # the header over `move_row`s
 
 
 def ledger(
@@ -47,18 +48,18 @@ def _moves(name: str, *, limit: int, as_json: bool) -> None:
     resolve(f"{name}@latest")  # there is such a model
     found = list(itertools.islice(entries(name), limit + 1))
     if as_json:
-        typer.echo(json.dumps([_as_json(noted) for noted in found[:limit]]))
+        typer.echo(json.dumps([move_as_json(noted) for noted in found[:limit]]))
         return
     if not found:
         say(f"no alias of {name} was ever moved: `vinoflow promote {name}@latest` makes the champion")
         return
-    header = ("entry", "when", "alias", "move", "what", "who", "digest", "why")
-    show_table([header, *(_row(noted) for noted in found[:limit])])
+    show_table([MOVES, *map(move_row, found[:limit])])
     if len(found) > limit:
         say(f"the newest {limit}; --limit shows more")
 
 
-def _row(noted: Noted) -> tuple[str, ...]:
+def move_row(noted: Noted) -> tuple[str, ...]:
+    """Return a move as a row for people."""
     entry = noted.entry
     forced = f"forced past {len(entry.gates)} gate{'s' if len(entry.gates) > 1 else ''}" if entry.gates else ""
     approved = f"approved by {entry.approved_by}" if entry.approved_by else ""
@@ -121,5 +122,6 @@ def _time(text: str) -> datetime:
         raise RecipeError(f"--at {text!r} is not a time: write 2026-11-22T12:00, or with +02:00") from error
 
 
-def _as_json(noted: Noted) -> dict[str, object]:
+def move_as_json(noted: Noted) -> dict[str, object]:
+    """Return a move for machines."""
     return {**noted.entry.model_dump(mode="json"), "pending": noted.pending}

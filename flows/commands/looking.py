@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flows.commands.ledger import MOVES, move_as_json, move_row
 from flows.commands.options import AsJson
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
     from flows.diff import Answers
     from tasks.records import Verdict
-    from tasks.registry import Noted
 
 _REFERENCE = "NAME/VERSION, NAME@ALIAS or NAME@latest."
 _NEWEST = 20  # versions of each model that are listed
@@ -80,7 +80,7 @@ def show(
             "metrics": metrics,
             "libraries": libraries,
             "verdicts": [verdict.model_dump(mode="json") for verdict in found.verdicts],
-            "ledger": [{**one.entry.model_dump(mode="json"), "pending": one.pending} for one in moves],
+            "ledger": [move_as_json(one) for one in moves],
             "report": report,
         }
         typer.echo(json.dumps(told))
@@ -100,7 +100,7 @@ def show(
     show_table([("gate", "value", "95 % interval", "limit", ""), *map(_verdict_row, found.verdicts)])
     if moves:
         typer.echo()
-        show_table([("entry", "when", "alias", "move", "what", "who"), *map(_move_row, moves)])
+        show_table([MOVES, *map(move_row, moves)])
 
 
 def _verdict_row(verdict: Verdict) -> tuple[str, ...]:
@@ -110,18 +110,6 @@ def _verdict_row(verdict: Verdict) -> tuple[str, ...]:
         "-" if verdict.low is None else f"{verdict.low:.4g} to {verdict.high:.4g}",
         verdict.limit,
         "ok" if verdict.passed else "FAILS",
-    )
-
-
-def _move_row(noted: Noted) -> tuple[str, ...]:
-    entry = noted.entry
-    return (
-        str(entry.sequence),
-        f"{entry.at.astimezone():%Y-%m-%d %H:%M:%S}",
-        entry.alias,
-        f"{entry.from_version or '-'} -> {entry.to_version}",
-        f"{entry.action} (pending)" if noted.pending else entry.action,
-        entry.actor,
     )
 
 

@@ -92,6 +92,23 @@ def register(
     known = find_same(recipe.name, exported.digest, recipe.digest)
     if known:
         return known
+    model_id = _store(recipe, exported, run_id)
+    with locking(recipe.name), translated():
+        known = find_same(recipe.name, exported.digest, recipe.digest)
+        if known:  # another machine was faster; gc finds the files that no version came of
+            return known
+        version = connect().create_model_version(
+            recipe.name,
+            source=f"models:/{model_id}",
+            run_id=run_id,
+            model_id=model_id,
+            tags=_version_tags(recipe, exported, report, context),
+        )
+    return resolve(f"{recipe.name}/{version.version}")
+
+
+def _store(recipe: Recipe, exported: ExportedModel, run_id: str) -> str:
+    """Upload the files of a logged model, which is READY then; return its id."""
     client = connect()
     experiment = experiment_id(client, recipe.registry.experiment)
     with translated():
@@ -111,18 +128,7 @@ def register(
             raise
         client.finalize_logged_model(model.model_id, "READY")
         _ensure_registered_model(client, recipe.name)
-    with locking(recipe.name), translated():
-        known = find_same(recipe.name, exported.digest, recipe.digest)
-        if known:  # another machine was faster; gc finds the files that no version came of
-            return known
-        version = client.create_model_version(
-            recipe.name,
-            source=f"models:/{model.model_id}",
-            run_id=run_id,
-            model_id=model.model_id,
-            tags=_version_tags(recipe, exported, report, context),
-        )
-    return resolve(f"{recipe.name}/{version.version}")
+    return str(model.model_id)
 
 
 def _run_tags(recipe: Recipe, exported: ExportedModel, report: ValidationReport, context: RunContext) -> dict[str, str]:

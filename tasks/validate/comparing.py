@@ -85,11 +85,7 @@ def compare_with_source(
         return compared
     sources = _sources(exported.checkpoint, recipe, parts, clock)
     side = Compiled(folder=exported.path, device=device.used, ov_config=device.ov_config)
-    jobs = [Job(name=name, reference=found, passages=parts[name]) for name, found in sources.items()]
-    if answers and device.used != "CPU":
-        jobs.append(Job(name="device", reference=side.model_copy(update={"device": "CPU"}), passages=answers))
-    if not jobs:  # against itself, with nothing to learn but whether its logits are numbers
-        jobs.append(Job(name="itself", reference=side, passages=next(iter(parts.values()))))
+    jobs = _jobs(side, sources, parts)
     found = compare_models(side, jobs, stop_ids=stop_ids, timeout_s=clock.left_s("comparing"))
     comparisons = {job.name: comparison for job, comparison in zip(jobs, found, strict=True)}
     compared.peak_rss_bytes = {
@@ -112,6 +108,17 @@ def compare_with_source(
         compared.curves(comparisons["text"] if text else comparisons["answers"].of(0, counted))
         compared.cached = bool(text) and sources["text"].cached
     return compared
+
+
+def _jobs(side: Compiled, sources: Mapping[str, Reference], parts: Mapping[str, tuple[Passage, ...]]) -> list[Job]:
+    """Return what an exported model is compared with: the source model, and the CPU where it runs elsewhere."""
+    jobs = [Job(name=name, reference=found, passages=parts[name]) for name, found in sources.items()]
+    if "answers" in parts and side.device != "CPU":
+        on_cpu = side.model_copy(update={"device": "CPU"})
+        jobs.append(Job(name="device", reference=on_cpu, passages=parts["answers"]))
+    if not jobs:  # against itself, with nothing to learn but whether its logits are numbers
+        jobs.append(Job(name="itself", reference=side, passages=next(iter(parts.values()))))
+    return jobs
 
 
 def _sources(

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from tasks import progress
-from tasks.config import Recipe, Validation
+from tasks.config import Gate, Recipe, Validation
 from tasks.devices import resolve
 from tasks.errors import DeviceError, EngineError
 from tasks.gates import comparable, judge
@@ -53,11 +53,6 @@ def validate(
     metrics = asked.metrics | evidence.parity.metrics | compared.metrics | counts(results, faults)
     intervals = asked.intervals | compared.intervals
     reference = _reference(settings, evidence.text, compared)
-    gates = {
-        name: gate
-        for name, gate in settings.all_gates.items()
-        if device.used != "CPU" or not name.startswith("device_")  # what says how far a device is from the CPU
-    }
     return ValidationReport(
         model_digest=exported.digest,
         checkpoint_digest=exported.checkpoint.digest,
@@ -77,7 +72,7 @@ def validate(
         peak_rss_bytes={"engine": int(asked.metrics.get("peak_rss_bytes", 0))} | compared.peak_rss_bytes,
         verdicts=judge(
             metrics,
-            gates,
+            _gates(settings, device),
             intervals=intervals,
             champion=champion.reference if champion else "",
             known=comparable(champion, reference, device),
@@ -166,6 +161,15 @@ def _compile(exported: ExportedModel, settings: Validation) -> DeviceRecord:
         )
         step.update(note=f"on {device.used}")
     return device
+
+
+def _gates(settings: Validation, device: DeviceRecord) -> dict[str, Gate]:
+    """Return the gates that a device is judged by: the CPU by none that says how far it is from the CPU."""
+    return {
+        name: gate
+        for name, gate in settings.all_gates.items()
+        if device.used != "CPU" or not name.startswith("device_")
+    }
 
 
 def _reference(settings: Validation, text: Sequence[Passage], compared: Compared) -> ReferenceRecord:

@@ -39,6 +39,14 @@ def move(reference: str, **how: object) -> int | None:
     return aliases_of("small")[0].get("champion")
 
 
+def begin_a_move_to_3() -> None:
+    """Write down a move, as a process does that is killed before it makes it."""
+    last = newest("small").entry  # type: ignore[union-attr]
+    follows = {"sequence": last.sequence + 1, "from_version": last.to_version, "previous": last.digest}
+    begun = last.model_copy(update={**follows, "to_version": 3, "digest": ""})
+    append(begun.model_copy(update={"digest": begun.computed_digest()}))
+
+
 def problems() -> list[str]:
     return verify_ledgers("small")[1]["small"]
 
@@ -178,11 +186,7 @@ def test_a_move_on_an_old_look_is_a_conflict(three: list[ModelVersion]) -> None:
 
 def test_a_move_that_another_machine_began_is_completed_first(three: list[ModelVersion]) -> None:
     move("small/1")
-    first = newest("small").entry  # type: ignore[union-attr]
-    begun = first.model_copy(
-        update={"sequence": 2, "from_version": 1, "to_version": 3, "previous": first.digest, "digest": ""}
-    )
-    append(begun.model_copy(update={"digest": begun.computed_digest()}))
+    begin_a_move_to_3()
     assert problems() == ["entry 2 is pending: its move was interrupted, the next one completes it"]
     assert move("small/2") == 2
     assert [noted.entry.to_version for noted in entries("small")] == [2, 3, 1]
@@ -191,11 +195,7 @@ def test_a_move_that_another_machine_began_is_completed_first(three: list[ModelV
 
 def test_a_move_to_a_version_that_is_gone_is_taken_back(three: list[ModelVersion]) -> None:
     move("small/1")
-    first = newest("small").entry  # type: ignore[union-attr]
-    begun = first.model_copy(
-        update={"sequence": 2, "from_version": 1, "to_version": 3, "previous": first.digest, "digest": ""}
-    )
-    append(begun.model_copy(update={"digest": begun.computed_digest()}))
+    begin_a_move_to_3()
     connect().delete_model_version("small", "3")
     assert move("small/2") == 2
     assert [noted.entry.to_version for noted in entries("small")] == [2, 1]
