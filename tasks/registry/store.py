@@ -8,7 +8,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from tasks.errors import ConflictError, DiskFullError, RegistryError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Experiment
 
 Locking = Callable[[str], AbstractContextManager[object]]  # by the name of the registered model
 _WAIT_S = 60.0  # for the lock: a move takes a fraction of a second
@@ -79,16 +80,23 @@ def _connect(uri: str) -> MlflowClient:
 def experiment_id(client: MlflowClient, name: str) -> str:
     """Return the id of an experiment; make it where there is none."""
     with translated():
-        found = client.get_experiment_by_name(name)
-        if found is None:
-            embedded = tracking_uri() == _embedded_uri()
-            location = (locations.home() / "mlruns" / "artifacts").as_uri() if embedded else None
-            with FileLock(locations.home() / "mlruns" / "mlflow.lock") if embedded else nullcontext():
-                found = client.get_experiment_by_name(name)
-                return str(found.experiment_id if found else client.create_experiment(name, location))
+        found = client.get_experiment_by_name(name) or _make_experiment(client, name)
         if found.lifecycle_stage != "active":
             raise RegistryError(f"registry.experiment {name!r} was deleted in MLflow: restore it, or name another")
         return str(found.experiment_id)
+
+
+def _make_experiment(client: MlflowClient, name: str) -> Experiment:
+    """Make an experiment, or take the one that another process has made since we looked."""
+    from mlflow.exceptions import MlflowException
+
+    embedded = tracking_uri() == _embedded_uri()
+    try:
+        client.create_experiment(name, (locations.home() / "mlruns" / "artifacts").as_uri() if embedded else None)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    return client.get_experiment_by_name(name)
 
 
 @contextmanager

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -39,22 +39,21 @@ def on_postgres(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def race(tmp_path: Path) -> None:
     for content in "abcde":
         small.version(tmp_path, content)
-    racers = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-m", "tests.racing", "small", str(TIMES)],
-            cwd=ROOT,
-            env=dict(os.environ),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(RACERS)
-    ]
+    command = [sys.executable, "-W", "ignore", "-m", "tests.racing", "small", str(TIMES)]
     told = []
-    for racer in racers:
-        out, errors = racer.communicate(timeout=800)
-        assert racer.returncode == 0, errors
-        told.append(json.loads(out))
+    with ExitStack() as ends:
+        racers = [
+            ends.enter_context(
+                subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            )
+            for _ in range(RACERS)
+        ]
+        for racer in racers:
+            ends.callback(racer.kill)  # where one has failed
+        for racer in racers:
+            out, errors = racer.communicate(timeout=800)
+            assert racer.returncode == 0, errors
+            told.append(json.loads(out))
     made = [digest for one in told for digest in one["moves"]]
     kept = [noted.entry for noted in entries("small")]
     conflicts = sum(one["conflicts"] for one in told)

@@ -25,6 +25,7 @@ from tasks.registry import (
     resolve,
     tracking_uri,
 )
+from tasks.registry.store import experiment_id
 from tasks.registry.write import flatten
 from tasks.validate import validate
 from tests import small
@@ -248,3 +249,16 @@ def _model_id(version: ModelVersion) -> str:
 def _stored(version: ModelVersion) -> Path:
     location = connect().get_logged_model(_model_id(version)).artifact_location
     return Path(location.removeprefix("file://")) / "artifacts" / "model"
+
+
+def test_an_experiment_that_another_process_makes_at_the_same_time_is_taken(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = connect()
+    made, looks = client.create_experiment("shared"), []
+    find = client.get_experiment_by_name
+    monkeypatch.setattr(
+        client, "get_experiment_by_name", lambda name: find(name) if looks else looks.append(name)
+    )  # the first look comes too early
+    assert experiment_id(client, "shared") == made
+    assert looks == ["shared"]
