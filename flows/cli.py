@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from flows.commands import asking, keeping, ledger, looking, making, promoting
+from flows.commands import asking, handing_on, keeping, ledger, looking, making, promoting
 from tasks import locations, telemetry
 from tasks.errors import DiskFullError, VinoflowError
 
@@ -35,6 +35,7 @@ for command in (
     looking.diff,
     keeping.gc,
     keeping.doctor,
+    handing_on.export_ovms,
     making.check,
     making.explain_loss,
     making.schema,

@@ -109,10 +109,16 @@ def version(
     made_by = made_by or recipe()
     model = exported(folder / content, content)
     found = report(model, made_by, kl=kl, device=device, passed=passed)
-    evidence = folder / f"{content}-evidence"
+    return registered(made_by, model, found, inputs=f"inputs-{content}", evidence=folder / f"{content}-evidence")
+
+
+def registered(
+    made_by: Recipe, model: ExportedModel, found: ValidationReport, *, inputs: str, evidence: Path
+) -> ModelVersion:
+    """Record and register an exported model."""
     evidence.mkdir(exist_ok=True)
     (evidence / "report.json").write_text(found.model_dump_json(indent=1) + "\n")
     (evidence / "report.html").write_text("<p>A report</p>")
-    context = RunContext(started_at=time.time(), inputs=f"inputs-{content}")
+    context = RunContext(started_at=time.time(), inputs=inputs)
     run_id = record(made_by, model, found, context, evidence=evidence)
     return register(made_by, model, found, context, run_id=run_id)
