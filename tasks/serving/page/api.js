@@ -62,7 +62,7 @@ export async function complete(body, { key, signal, onStart, onText }) {
     if (data === "[DONE]") {
       const tokens = usage?.completion_tokens;
       const speed = tokens > 1 && last > first ? ((tokens - 1) * 1000) / (last - first) : 0;
-      return { ending, tokens, total: usage?.total_tokens, ttftMs: first && first - asked, speed };
+      return { ending, tokens, ttftMs: first && first - asked, speed };
     }
     const chunk = JSON.parse(data);
     if (chunk.error) throw new Fault(chunk.error.message);

@@ -58,8 +58,9 @@ function changedFrom(turn) {
 // ---- how a turn looks
 
 function figures(turn) {
+  const full = !turn.limit || turn.tokens < turn.limit;
   const ending = {
-    length: turn.total >= turn.context ? `cut at the context length ${turn.context}` : `cut at max_tokens ${turn.limit ?? ""}`,
+    length: full ? `cut at the context length ${turn.context}` : `cut at max_tokens ${turn.limit}`,
     stopped: turn.text ? "stopped" : "stopped before the first token",
     content_filter: "cut by a content filter",
   }[turn.ending];
