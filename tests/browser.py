@@ -76,8 +76,8 @@ def find_chromium(downloaded: Path) -> str:
     return next(filter(None, map(shutil.which, names)))
 
 
-def watch(page: Page) -> Seen:
-    seen = Seen()
+def watch(page: Page, seen: Seen) -> Seen:
+    """Note what a page does from now on."""
     page.on("console", lambda message: seen.problems.append(message.text))
     page.on("pageerror", lambda error: seen.problems.append(str(error)))
     page.on("dialog", lambda dialog: (seen.problems.append(dialog.message), dialog.dismiss()))

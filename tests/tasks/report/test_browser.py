@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Browser
 
 from tasks.report import write_report
-from tests.browser import CONTRAST, WIDE, chromium, watch
+from tests.browser import CONTRAST, WIDE, Seen, chromium, watch
 from tests.tasks.report.reports import exported_model, full_recipe, full_report, report_without_reference, tiny_report
 
 pytestmark = pytest.mark.slow
@@ -35,7 +35,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def look(browser: Browser, path: Path, **context: Any) -> dict[str, Any]:
     """Open a page, open all that folds, and return what was seen."""
     page = browser.new_page(**context)
-    watched = watch(page)
+    watched = watch(page, Seen())
     page.goto(path.as_uri())
     page.evaluate("for (const each of document.querySelectorAll('details')) each.open = true")
     seen: dict[str, Any] = {"width": page.evaluate("document.documentElement.scrollWidth"), "wide": page.evaluate(WIDE)}
