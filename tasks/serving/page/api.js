@@ -9,24 +9,23 @@ export class Fault extends Error {
 }
 
 const MEANING = {
-  401: "The server asks for an API key.",
-  404: "The server does not serve this.",
-  413: "The conversation is too long for the server.",
-  429: "The server is busy.",
-  503: "The server is not ready.",
-  504: "The answer took longer than the server allows.",
+  401: "The server asks for an API key",
+  413: "The conversation is too long for the server",
+  429: "The server is busy",
+  503: "The server is not ready",
+  504: "The answer came too late",
 };
 
 async function call(path, key, options) {
   const headers = { "content-type": "application/json", ...(key && { authorization: `Bearer ${key}` }) };
   const response = await fetch(path, { ...options, headers, cache: "no-store" }).catch((error) => {
-    throw error.name === "AbortError" ? error : new Fault("The server cannot be reached.");
+    throw error.name === "AbortError" ? error : new Fault("The server cannot be reached");
   });
   if (response.ok) return response;
   const body = await response.json().catch(() => ({}));
-  const id = response.headers.get("x-request-id");
   const words = [MEANING[response.status], body.error?.message ?? `HTTP ${response.status} ${response.statusText}`];
-  throw new Fault(words.concat(id ? `(request ${id})` : []).filter(Boolean).join(" "), {
+  const id = response.headers.get("x-request-id");
+  throw new Fault(words.filter(Boolean).join(": ") + (id ? ` (request ${id})` : ""), {
     status: response.status,
     seconds: Number(response.headers.get("retry-after")) || 0,
   });
@@ -79,5 +78,5 @@ export async function complete(body, { key, signal, onStart, onText }) {
     text += choice.delta.content;
     onText(text, first - asked);
   }
-  throw new Fault("The connection ended before the answer did.");
+  throw new Fault("The connection ended before the answer did");
 }

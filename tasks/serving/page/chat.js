@@ -170,7 +170,7 @@ async function run({ prompt }, place = turns.length - 1) {
 }
 
 function failed(turn, error) {
-  const wait = error.seconds ? ` Try again in ${error.seconds} s.` : "";
+  const wait = error.seconds ? `; try again in ${error.seconds} s` : "";
   turn.fault = error instanceof Fault ? error.message + wait : `The answer could not be read: ${error.message}`;
   turn.ending = "failed";
   turn.locked = error.status === 401;
