@@ -10,6 +10,7 @@ const fields = [...settings.elements].filter((field) => field.name);
 const kept = JSON.parse(sessionStorage.getItem("conversation") ?? "{}");
 let turns = kept.turns ?? [];
 let model = null; // what GET /v1/models said last
+let later = 0; // the timer of the next look at what is served
 let running = null; // the turn that is being answered, where its text goes, and how to stop it
 
 function save() {
@@ -33,10 +34,12 @@ async function refresh(signal) {
 }
 
 async function look() {
+  clearTimeout(later);
   await refresh().catch((error) => {
     model = null;
-    say(error.message);
+    later = error.seconds && setTimeout(look, error.seconds * 1000); // it is loading
     at("facts").replaceChildren(error.message, " ", make("button", { type: "button", onclick: look }, "Try again"));
+    if (!later) say(error.message);
     if (error.status === 401) askKey();
   });
 }
@@ -170,7 +173,7 @@ async function run({ prompt }, place = turns.length - 1) {
 }
 
 function failed(turn, error) {
-  const wait = error.seconds ? `; try again in ${error.seconds} s` : "";
+  const wait = error.seconds && !error.message.includes("try again") ? `; try again in ${error.seconds} s` : "";
   turn.fault = error instanceof Fault ? error.message + wait : `The answer could not be read: ${error.message}`;
   turn.ending = "failed";
   turn.locked = error.status === 401;
