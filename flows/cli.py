@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from flows.commands import asking, handing_on, keeping, ledger, looking, making, promoting
+from flows.commands import asking, handing_on, keeping, ledger, looking, making, promoting, serving
 from tasks import locations, telemetry
 from tasks.errors import DiskFullError, VinoflowError
 
@@ -30,6 +30,8 @@ for command in (
     promoting.approve,
     promoting.reject,
     ledger.ledger,
+    serving.serve,
+    serving.api_key,
     looking.list_,
     looking.show,
     looking.diff,

@@ -72,9 +72,9 @@ def _text(step: Step) -> str:
     return "  ".join(part for part in (amount, step.note) if part)
 
 
-def say(text: str) -> None:
+def say(text: str, *, dim: bool = False) -> None:
     """Say something beside the result, on stderr."""
-    Console(stderr=True, highlight=False).print(escape(text), soft_wrap=True)
+    Console(stderr=True, highlight=False).print(escape(text), soft_wrap=True, style="dim" if dim else None)
 
 
 def show_table(rows: Iterable[Sequence[str]]) -> None:

@@ -69,7 +69,7 @@ class Child:
             while data:
                 data = data[os.write(self._to_child, data) :]
         except (BrokenPipeError, OSError) as error:
-            raise self._ended() from error
+            raise self.ended() from error
 
     def receive(self, *, timeout_s: float | None = None) -> Message:
         """Return the child's next message, waiting at most `timeout_s` seconds.
@@ -85,11 +85,17 @@ class Child:
                 raise WorkerError(f"{self.module} said nothing for {timeout_s:.0f} s{self._log_tail()}")
             block = os.read(self._from_child, 1 << 16)
             if not block:
-                raise self._ended()
+                raise self.ended()
             self._buffer += block
         line, self._buffer = self._buffer.split(b"\n", 1)
         message: Message = json.loads(line)
         return message
+
+    def detach(self) -> tuple[int, int]:
+        """Hand over the descriptors that write to the child and read from it; the caller closes them."""
+        handed = (self._to_child, self._from_child)
+        self._to_child = self._from_child = -1
+        return handed
 
     def close(self, *, grace_s: float = 5.0) -> None:
         """End the child: close its input, wait, and kill it if it does not end by itself."""
@@ -114,7 +120,8 @@ class Child:
         """End the child; at once where the parent gave up."""
         self.close(grace_s=5.0 if kind is None else 0.0)
 
-    def _ended(self) -> WorkerError:
+    def ended(self) -> WorkerError:
+        """Return how the child ended, as the error that it is."""
         try:
             code = self.process.wait(timeout=5)
         except subprocess.TimeoutExpired:

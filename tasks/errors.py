@@ -13,6 +13,9 @@
     │   └── ExportError                           ... while it exported
     ├── DeviceError (RuntimeError)                the device is missing or refuses the model
     ├── EngineError (RuntimeError)                the engine did not answer a request
+    │   ├── RefusedError (ValueError)             ... because it cannot: the prompt is empty or too long, say
+    │   └── EngineDiedError                       ... because its process ended
+    ├── ServingError (RuntimeError)               the server cannot listen where it should
     ├── RegistryError (RuntimeError)              the registry does not answer, or refuses
     │   ├── VersionNotFoundError (LookupError)    no such model, version or alias
     │   └── ConflictError                         the alias moved while the decision to move it was made
@@ -77,6 +80,18 @@ class DeviceError(VinoflowError, RuntimeError):
 
 class EngineError(VinoflowError, RuntimeError):
     """The engine did not answer a request."""
+
+
+class RefusedError(EngineError, ValueError):
+    """The engine cannot answer this request: its prompt is empty or too long, its schema is not supported."""
+
+
+class EngineDiedError(EngineError):
+    """The engine's process ended before the request was answered."""
+
+
+class ServingError(VinoflowError, RuntimeError):
+    """The server cannot listen where it should."""
 
 
 class RegistryError(VinoflowError, RuntimeError):

@@ -1,4 +1,4 @@
-"""A recipe's YAML file -> Recipe, or an error that names file, field, value and way out."""
+"""YAML files -> Recipe and Serving, or an error that names file, field, value and way out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from tasks.config import Recipe
+from tasks.config import Recipe, Serving, keys_from_environment
 from tasks.errors import RecipeError
 
 
@@ -47,6 +47,31 @@ def load_recipe(path: Path) -> Recipe:
         return Recipe.model_validate(data)
     except ValidationError as error:
         raise RecipeError(f"recipe {path}: {_explain(error)}") from error
+
+
+def load_serving(path: Path | None, **options: object) -> Serving:
+    """Read how to serve.
+
+    Args:
+        path: A YAML file; none: the defaults.
+        options: Fields that come before the file's; None: not given. Keys of VINOFLOW_API_KEYS join the file's.
+
+    Raises:
+        RecipeError: The file is missing or not YAML, or a field is wrong; names the file, field and value.
+    """
+    data = _read_yaml(path, "settings") if path else {}
+    data |= {name: value for name, value in options.items() if value is not None}
+    try:
+        if isinstance(data.get("api_keys", {}), dict):
+            data["api_keys"] = data.get("api_keys", {}) | keys_from_environment()
+        return Serving.model_validate(data)
+    except ValidationError as error:
+        where = f"settings {path}" if path else "settings"
+        raise RecipeError(
+            f"{where}: {_explain(error)}".replace("`vinoflow schema`", "`vinoflow schema serve`")
+        ) from error
+    except ValueError as error:
+        raise RecipeError(str(error)) from error
 
 
 def _explain(error: ValidationError) -> str:

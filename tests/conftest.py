@@ -34,6 +34,8 @@ SLOW_FIXTURES = {
     "seeded",
     "real",
     "exports",
+    "served",
+    "tiny_served",
 }
 # gates that random weights cannot pass: switched off in the recipes of tiny models
 SAID_BY_NOISE = ("empty_answers", "looping_answers", "malformed_answers", "long_prompt_faults")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Annotated, Literal
 
 import typer
 
@@ -86,8 +87,11 @@ def explain_loss(recipe: RecipePath, as_json: AsJson = False) -> None:
         show_table(rows(factors))
 
 
-def schema() -> None:
-    """Print the JSON schema of a recipe, for an editor to complete and check by."""
-    from tasks.config import Recipe
+def schema(
+    what: Annotated[Literal["recipe", "serve"], typer.Argument(help="A recipe, or the settings of serve.")] = "recipe",
+) -> None:
+    """Print a JSON schema, for an editor to complete and check by."""
+    from tasks.config import Recipe, Serving
 
-    typer.echo(json.dumps(Recipe.model_json_schema(), indent=2))
+    described = Recipe if what == "recipe" else Serving
+    typer.echo(json.dumps(described.model_json_schema(), indent=2))

@@ -2,6 +2,7 @@
 
 from tasks.config.export import Export
 from tasks.config.recipe import AliasPolicy, Recipe, Registry, alias_name
+from tasks.config.serving import Serving, keys_from_environment
 from tasks.config.source import COMMIT, HubSource, LocalSource, Source, WheelSource
 from tasks.config.validation import Expectation, Gate, Message, ReferencePrompt, Validation, one_device
 
@@ -17,9 +18,11 @@ __all__ = [
     "Recipe",
     "ReferencePrompt",
     "Registry",
+    "Serving",
     "Source",
     "Validation",
     "WheelSource",
     "alias_name",
+    "keys_from_environment",
     "one_device",
 ]

@@ -1,5 +1,7 @@
 """The engine: openvino-genai's continuous batching in a process of its own."""
 
-from tasks.engine.client import Completion, Engine, Request
+from tasks.engine.aio import AsyncEngine, Ended, Group, Piece
+from tasks.engine.client import Completion, Engine, Grammar, Request
+from tasks.engine.grammar import GrammarCheck
 
-__all__ = ["Completion", "Engine", "Request"]
+__all__ = ["AsyncEngine", "Completion", "Ended", "Engine", "Grammar", "GrammarCheck", "Group", "Piece", "Request"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from pydantic import Field
 
@@ -15,17 +15,57 @@ from tasks.errors import DeviceError, EngineError, WorkerError
 from tasks.records import Answer, Record
 
 
+class Grammar(Record):
+    """What an answer must be: JSON that keeps a schema, between two fixed texts."""
+
+    schema_text: str = Field(description="The JSON schema, as JSON.")
+    before: str = ""
+    after: str = ""
+
+    def message(self) -> dict[str, str]:
+        """Return it as the engine's processes read it."""
+        return {"schema": self.schema_text, "before": self.before, "after": self.after}
+
+
 class Request(Record):
     """One prompt for the engine: a chat, a raw text, or its tokens. Greedy unless `generation` says otherwise."""
 
-    messages: tuple[Message, ...] = ()
+    messages: tuple[Message | dict[str, Any], ...] = Field((), description="As the chat template takes them.")
+    tools: tuple[dict[str, Any], ...] = Field((), description="As the chat template takes them.")
     prompt: str = ""
     token_ids: tuple[int, ...] = ()
     add_special_tokens: bool = True
     max_new_tokens: int = 256
+    strict: bool = Field(False, description="Refuse, where the context has no room for max_new_tokens; else cut there.")
+    stop: tuple[str, ...] = Field((), description="The answer ends before the first of these.")
+    logprobs: bool = Field(False, description="Whether pieces carry the log-probability of each token.")
+    grammar: Grammar | None = None
     generation: dict[str, float | int | bool] = Field(
         {}, description="Other fields of openvino_genai.GenerationConfig."
     )
+
+    def message(self, number: int, *, told: bool) -> dict[str, object]:
+        """Return the request as the engine's process reads it.
+
+        Args:
+            number: Its id there.
+            told: Whether the completion tells the prompt, its tokens and the time of each token.
+        """
+        return {
+            "op": "add",
+            "id": number,
+            "messages": [one if isinstance(one, dict) else one.model_dump() for one in self.messages],
+            "tools": self.tools,
+            "prompt": self.prompt,
+            "token_ids": self.token_ids,
+            "add_special_tokens": self.add_special_tokens,
+            "strict": self.strict,
+            "stop": self.stop,
+            "logprobs": self.logprobs,
+            "grammar": self.grammar and self.grammar.message(),
+            "told": told,
+            "generation": {"do_sample": False, **self.generation, "max_new_tokens": self.max_new_tokens},
+        }
 
 
 class Completion(Record):
@@ -35,6 +75,35 @@ class Completion(Record):
     prompt_ids: tuple[int, ...] = Field(description="Its tokens: what the model read.")
     token_ms: tuple[float, ...] = Field(description="When each token of the answer came, from the request on.")
     answer: Answer
+
+
+def start_message(
+    folder: Path,
+    *,
+    device: str,
+    ov_config: dict[str, str],
+    prefix_caching: bool = True,
+    kv_cache_gb: int = 0,
+    max_tokens: int | None = None,
+) -> dict[str, object]:
+    """Return the first message of an engine's process: what to load.
+
+    Args:
+        folder: The exported model.
+        device: As OpenVINO names it.
+        ov_config: Properties to compile with.
+        prefix_caching: Whether prompts that begin alike share their keys and values.
+        kv_cache_gb: Room for keys and values; 0: as much as the requests under way need.
+        max_tokens: Of prompt and answer together; none: what the model's context holds.
+    """
+    return {
+        "folder": str(folder),
+        "device": device,
+        "ov_config": ov_config,
+        "prefix_caching": prefix_caching,
+        "kv_cache_gb": kv_cache_gb,
+        "max_tokens": max_tokens,
+    }
 
 
 class Engine:
@@ -60,12 +129,7 @@ class Engine:
         self._next_id = 0
         try:
             self._child.send(
-                {
-                    "folder": str(folder),
-                    "device": device,
-                    "ov_config": ov_config or {},
-                    "prefix_caching": prefix_caching,
-                }
+                start_message(folder, device=device, ov_config=ov_config or {}, prefix_caching=prefix_caching)
             )
             ready = self._child.receive(timeout_s=load_timeout_s)
             if ready["event"] != "ready":
@@ -98,14 +162,16 @@ class Engine:
         remaining = set(range(len(requests)))
         try:
             for index, request in enumerate(requests):
-                self._child.send(_message(first + index, request))
+                self._child.send(request.message(first + index, told=True))
             while remaining:
                 event = self._child.receive(timeout_s=timeout_s)
+                if event["event"] == "pieces":
+                    for number, text, _ in event["pieces"]:
+                        if text and number - first in remaining:
+                            on_text(number - first, text)
+                    continue
                 index = event["id"] - first
                 if index not in remaining:  # of an earlier call that was given up
-                    continue
-                if event["event"] == "text":
-                    on_text(index, event["text"])
                     continue
                 remaining.remove(index)
                 if event["event"] == "failed":
@@ -136,15 +202,3 @@ class Engine:
     ) -> None:
         """End the process."""
         self._child.close(grace_s=5.0 if kind is None else 0.0)
-
-
-def _message(number: int, request: Request) -> dict[str, object]:
-    return {
-        "op": "add",
-        "id": number,
-        "messages": [message.model_dump() for message in request.messages],
-        "prompt": request.prompt,
-        "token_ids": request.token_ids,
-        "add_special_tokens": request.add_special_tokens,
-        "generation": {"do_sample": False, **request.generation, "max_new_tokens": request.max_new_tokens},
-    }

@@ -1,6 +1,7 @@
 """The engine's child process: one continuous-batching pipeline that all requests share.
 
-It has a process of its own because `step()` holds the GIL; a thread takes requests in while it steps.
+It has a process of its own because `step()` holds the GIL; a thread takes requests in while it steps. What one step
+made for all requests goes out as one message.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from tasks.child import Message, Parent, parent_from_arguments
+from tasks.engine.text import Detokenizer, StopStrings
 
 
 @dataclass
@@ -24,12 +26,16 @@ class Running:
     """One request under way."""
 
     handle: Any
-    streamer: Any
+    detokenizer: Detokenizer
+    stops: StopStrings
+    logprobs: bool
+    told: bool  # whether the answer's prompt and times are wanted
     prompt: str
     prompt_ids: list[int]
     started: float
     token_ids: list[int] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
+    text: str = ""
     finish_reason: str = ""
     cancelled: bool = False
 
@@ -45,6 +51,7 @@ class EngineProcess:
         scheduler = openvino_genai.SchedulerConfig()
         scheduler.max_num_batched_tokens = 512  # same throughput as more, better time to first token
         scheduler.enable_prefix_caching = start["prefix_caching"]
+        scheduler.cache_size = start["kv_cache_gb"]  # 0: as much as the requests under way need
         folder = Path(start["folder"])
         started = time.perf_counter()
         self.pipeline = openvino_genai.ContinuousBatchingPipeline(
@@ -53,7 +60,8 @@ class EngineProcess:
         self.tokenizer = self.pipeline.get_tokenizer()
         self.load_ms = (time.perf_counter() - started) * 1000
         config = json.loads((folder / "config.json").read_bytes())
-        self.context = config.get("max_position_embeddings") or 1 << 30
+        context = config.get("max_position_embeddings") or 1 << 30
+        self.context = min(context, start["max_tokens"] or context)
         self.inbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         self.running: dict[int, Running] = {}
 
@@ -69,8 +77,11 @@ class EngineProcess:
                 self._take(message)
             self.pipeline.step()
             now = time.perf_counter()
-            for number in list(self.running):
-                self._collect(number, now)
+            pieces = [piece for number in list(self.running) if (piece := self._collect(number, now))]
+            if pieces:
+                self.parent.send(event="pieces", pieces=pieces)
+            for number in [number for number, request in self.running.items() if request.finish_reason]:
+                self._finish(number)
 
     def _read(self) -> None:
         while (message := self.parent.receive()) is not None:
@@ -88,7 +99,7 @@ class EngineProcess:
         try:
             self.running[number] = self._start(message)
         except Exception as error:
-            self.parent.send(event="failed", id=number, error=str(error).strip().splitlines()[-1])
+            self.parent.send(event="failed", id=number, refused=True, error=str(error).strip().splitlines()[-1])
 
     def _start(self, message: Message) -> Running:
         """Render, tokenize and submit one request.
@@ -97,66 +108,107 @@ class EngineProcess:
             ValueError: The prompt is empty, or leaves no room in the model's context.
         """
         prompt, ids = self._encode(message)
-        length = ids.shape[1]
+        length, wanted = ids.shape[1], message["generation"]["max_new_tokens"]
         if length == 0:
             raise ValueError("the prompt is empty")
         if length >= self.context:
             raise ValueError(f"the prompt has {length} tokens, the model's context holds {self.context}: shorten it")
+        if message["strict"] and length + wanted > self.context:
+            raise ValueError(
+                f"the prompt has {length} tokens and {wanted} more are asked for, prompt and answer together may have "
+                f"{self.context}: shorten the prompt, or ask for at most {self.context - length}"
+            )
         generation = self.pipeline.get_config()
         for name, value in message["generation"].items():
             setattr(generation, name, value)
-        generation.max_new_tokens = min(generation.max_new_tokens, self.context - length)
+        generation.max_new_tokens = min(wanted, self.context - length)
+        generation.logprobs = int(message["logprobs"])
+        if message["grammar"]:
+            generation.structured_output_config = structured(message["grammar"])
         number = message["id"]
-        streamer = self.genai.TextStreamer(self.tokenizer, lambda text: self._stream(number, text))
         handle = self.pipeline.add_request(number, ids, generation)
-        return Running(handle, streamer, prompt, ids.data[0].tolist(), message["received"])
+        return Running(
+            handle,
+            Detokenizer(self.tokenizer.decode),
+            StopStrings(message["stop"]),
+            message["logprobs"],
+            message["told"],
+            prompt,
+            ids.data[0].tolist(),
+            message["received"],
+        )
 
     def _encode(self, message: Message) -> tuple[str, Any]:
         """Return a request's text and its tokens, shape (1, tokens)."""
         import openvino
 
-        if message.get("token_ids"):
+        if message["token_ids"]:
             ids = openvino.Tensor(np.array([message["token_ids"]], np.int64))
             return self.tokenizer.decode(message["token_ids"], skip_special_tokens=False), ids
-        if message.get("messages"):
-            prompt = self.tokenizer.apply_chat_template(message["messages"], True)
+        if message["messages"]:
+            prompt = self.tokenizer.apply_chat_template(message["messages"], True, tools=message["tools"] or None)
             special = False  # the template has written them
         else:
             prompt, special = message["prompt"], message["add_special_tokens"]
         return prompt, self.tokenizer.encode(prompt, add_special_tokens=special).input_ids
 
-    def _stream(self, number: int, text: str) -> bool:
-        if text:
-            self.parent.send(event="text", id=number, text=text)
-        return False
-
-    def _collect(self, number: int, now: float) -> None:
-        """Hand on what a request has generated, and end it when it is done."""
+    def _collect(self, number: int, now: float) -> list[Any] | None:
+        """Take what a step made for a request; return [id, text, log-probabilities] where that is worth a message."""
         request = self.running[number]
+        first = not request.times
+        text, logprobs = self._generated(request, now)
+        request.finish_reason = self._end(request)
+        if request.finish_reason and not request.stops.found:
+            text += request.stops.add(request.detokenizer.rest()) + request.stops.rest()
+        request.text += text
+        return [number, text, logprobs] if text or logprobs or (first and request.times) else None
+
+    def _generated(self, request: Running, now: float) -> tuple[str, list[list[Any]]]:
+        """Return the new text, and each new token with its log-probability where that is wanted."""
+        text, logprobs = "", []
         while request.handle.can_read():
             for output in request.handle.read().values():
-                request.token_ids += output.generated_ids
-                request.times += [now] * len(output.generated_ids)
-                request.streamer.write(list(output.generated_ids))
+                ids = output.generated_ids
+                request.token_ids += ids
+                request.times += [now] * len(ids)
+                text += request.stops.add(request.detokenizer.add(ids))
+                if request.logprobs:
+                    pairs = zip(ids, output.generated_log_probs, strict=False)
+                    logprobs += [[self.tokenizer.decode([token]), value] for token, value in pairs]
                 if output.finish_reason != self.genai.GenerationFinishReason.NONE:
                     request.finish_reason = output.finish_reason.name.lower()
+        return text, logprobs
+
+    def _end(self, request: Running) -> str:
+        """Return why a request is over; empty: it is not."""
         status = request.handle.get_status()
-        if status == self.genai.GenerationStatus.RUNNING and not request.cancelled:
-            return
-        del self.running[number]
-        request.streamer.end()
+        running = status == self.genai.GenerationStatus.RUNNING
+        if request.stops.found:
+            if running:
+                request.handle.cancel()
+            return "stop"
         if request.cancelled:
-            request.finish_reason = "cancelled"
-        if status == self.genai.GenerationStatus.IGNORED or not request.finish_reason:
-            self.parent.send(event="failed", id=number, error=f"the engine gave the request up ({status.name})")
-        else:
+            return "cancelled"
+        if status == self.genai.GenerationStatus.IGNORED:
+            return "ignored"
+        return "" if running else request.finish_reason or status.name.lower()
+
+    def _finish(self, number: int) -> None:
+        request = self.running.pop(number)
+        if request.finish_reason == "ignored":
+            error = "the key-value cache has no room for it: ask for fewer tokens"
+        elif request.finish_reason in {"stop", "length", "cancelled"}:
             self.parent.send(event="done", id=number, completion=self._completion(request), **_memory())
+            return
+        else:
+            error = f"the engine gave the request up ({request.finish_reason})"
+        self.parent.send(event="failed", id=number, refused=request.finish_reason == "ignored", error=error)
 
     def _completion(self, request: Running) -> dict[str, object]:
         count = len(request.token_ids)
         times = [moment - request.started for moment in request.times] or [0.0]  # cancelled before its first token
         answer = {
-            "text": self.tokenizer.decode(request.token_ids),
+            "text": request.text,
             "token_ids": request.token_ids,
             "finish_reason": request.finish_reason,
             "prompt_tokens": len(request.prompt_ids),
@@ -164,8 +216,23 @@ class EngineProcess:
             "tpot_ms": (times[-1] - times[0]) * 1000 / (count - 1) if count > 1 else None,
             "seconds": times[-1],
         }
+        if not request.told:
+            return {"answer": answer}
         token_ms = [round(moment * 1000, 3) for moment in times]
         return {"prompt": request.prompt, "prompt_ids": request.prompt_ids, "token_ms": token_ms, "answer": answer}
+
+
+def structured(grammar: Message) -> Any:
+    """Return openvino-genai's configuration of output that is `before`, JSON that keeps `schema`, and `after`."""
+    from openvino_genai import StructuredOutputConfig
+
+    if not grammar["before"]:
+        return StructuredOutputConfig(json_schema=grammar["schema"])
+    parts = StructuredOutputConfig
+    whole = (
+        parts.ConstString(grammar["before"]) + parts.JSONSchema(grammar["schema"]) + parts.ConstString(grammar["after"])
+    )
+    return StructuredOutputConfig(structural_tags_config=whole)
 
 
 def _memory() -> dict[str, int]:

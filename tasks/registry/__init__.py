@@ -18,6 +18,7 @@ from tasks.registry.move import (
 from tasks.registry.pull import PulledModel, pull
 from tasks.registry.read import find_by_inputs, list_versions, resolve
 from tasks.registry.store import Locking, connect, locked, one_at_a_time, tracking_uri
+from tasks.registry.traces import keep_trace
 from tasks.registry.write import RunContext, flatten, record, register
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "find_by_inputs",
     "flatten",
     "garbage",
+    "keep_trace",
     "libraries_of",
     "list_versions",
     "locked",

@@ -1,0 +1,156 @@
+"""One client's requests under way: a place, an engine, a deadline, and another try where the engine's process ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from tasks.engine import Ended, Group, Piece, Request
+from tasks.errors import EngineDiedError, EngineError
+from tasks.records import Answer
+from tasks.serving.admission import Admission
+from tasks.serving.follower import Follower
+from tasks.serving.problems import ApiError, of_engine
+from tasks.serving.replica import Replica
+
+_TRIES = 3  # a request that ends the engine as often is not sent again
+
+
+class Whole(NamedTuple):
+    """One answer from its first to its last token."""
+
+    answer: Answer
+    logprobs: list[tuple[str, float]]
+
+
+class Answering:
+    """The answers to some requests, all from one version: a context in which they have their places."""
+
+    def __init__(
+        self,
+        follower: Follower,
+        admission: Admission,
+        requests: Sequence[Request],
+        *,
+        replica: Replica,
+        deadline: float,
+    ) -> None:
+        """Take the requests.
+
+        Args:
+            follower: Knows what answers.
+            admission: Knows whether there is room.
+            requests: What to answer.
+            replica: What they were made for; where another version answers by then, that one does.
+            deadline: By the event loop's clock.
+        """
+        self.replica = replica
+        self._follower = follower
+        self._admission = admission
+        self._requests = requests
+        self._deadline = deadline
+        self._group: Group | None = None
+        self._places = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        """Wait for places.
+
+        Raises:
+            ApiError: There are none (429), or not in time (504).
+        """
+        async with self._in_time():
+            await self._places.enter_async_context(self._admission.place(len(self._requests)))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Free the places; what is not done is dropped by the engine."""
+        self._drop()
+        await self._places.aclose()
+
+    async def events(self) -> AsyncIterator[Piece | Ended]:
+        """Yield what comes of the answers. Where the engine's process ends before anything came, they are asked again.
+
+        Raises:
+            ApiError: They are not answered.
+        """
+        for again in reversed(range(_TRIES)):
+            begun = False
+            try:
+                async with self._in_time():
+                    group = await self._sent()
+                while True:
+                    async with self._in_time():
+                        event = await anext(group, None)
+                    if event is None:
+                        return
+                    begun = True
+                    yield event
+            except EngineDiedError as error:
+                self._drop()
+                if begun or not again:
+                    raise of_engine(error) from error
+            except EngineError as error:
+                raise of_engine(error) from error
+
+    async def whole(self) -> list[Whole]:
+        """Return all answers; where the engine's process ends, they are asked again from the start.
+
+        Raises:
+            ApiError: They are not answered.
+        """
+        for again in reversed(range(_TRIES)):
+            answers: dict[int, Answer] = {}
+            logprobs: list[list[tuple[str, float]]] = [[] for _ in self._requests]
+            try:
+                async with self._in_time():
+                    async for event in await self._sent():
+                        if isinstance(event, Ended):
+                            answers[event.place] = event.answer
+                        else:
+                            logprobs[event.place] += event.logprobs
+                return [Whole(answers[place], logprobs[place]) for place in range(len(self._requests))]
+            except EngineDiedError as error:
+                self._drop()
+                if not again:
+                    raise of_engine(error) from error
+            except EngineError as error:
+                raise of_engine(error) from error
+        raise AssertionError
+
+    async def _sent(self) -> Group:
+        self.replica = await self._follower.replica()
+        self.replica.in_flight += 1
+        self._group = self.replica.submit(self._requests)
+        return self._group
+
+    def _drop(self) -> None:
+        if self._group is not None:
+            self._group.close()
+            self._group = None
+            self.replica.in_flight -= 1
+
+    def _in_time(self) -> _InTime:
+        return _InTime(self._deadline)
+
+
+class _InTime:
+    """`asyncio.timeout_at`, with a client's words for what it raises."""
+
+    def __init__(self, deadline: float) -> None:
+        self._timeout = asyncio.timeout_at(deadline)
+
+    async def __aenter__(self) -> None:
+        await self._timeout.__aenter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            await self._timeout.__aexit__(kind, error, trace)
+        except TimeoutError as late:
+            raise ApiError(504, "the answer took longer than a request may", code="deadline_exceeded") from late

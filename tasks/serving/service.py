@@ -1,0 +1,181 @@
+"""What the routes work with: requests are answered whole, or as a stream of events."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable
+from typing import Any, TypeVar
+
+from fastapi import Request
+from fastapi.responses import JSONResponse, Response
+
+from tasks.engine import Ended, Piece
+from tasks.engine import Request as EngineRequest
+from tasks.errors import RefusedError
+from tasks.serving.admission import Admission
+from tasks.serving.answering import Answering
+from tasks.serving.follower import Follower
+from tasks.serving.observe import Observer, Seen
+from tasks.serving.problems import ApiError, ClientGoneError, of_engine
+from tasks.serving.replica import Replica
+from tasks.serving.respond import Chat, Text, event
+from tasks.serving.responses import Health
+
+T = TypeVar("T")
+_SLOW_READER_S = 5.0  # after the deadline: for what was said in time to be read
+
+
+class Service:
+    """What the routes work with."""
+
+    def __init__(self, follower: Follower, observer: Observer, admission: Admission, *, deadline_s: float) -> None:
+        """Take the parts."""
+        self.follower = follower
+        self.observer = observer
+        self.admission = admission
+        self.deadline_s = deadline_s
+        self.started = int(time.time())
+
+    def health(self) -> Health:
+        """Return how the server is now."""
+        replica = self.follower.current
+        return Health(
+            ready=replica is not None and replica.state == "ready",
+            reference=self.follower.reference,
+            version=replica and replica.version.reference,
+            digest=replica and replica.version.digest,
+            device=replica and replica.device,
+            engine=replica.state if replica else "loading",
+            restarts=replica.restarts if replica else 0,
+            running=self.admission.running,
+            waiting=self.admission.waiting,
+            swap=self.follower.swap,
+        )
+
+    async def replica_for(self, model: str, seen: Seen) -> Replica:
+        """Return what answers requests for a model.
+
+        Raises:
+            ApiError: It is not served here.
+        """
+        replica = await self.follower.replica()
+        seen.version = replica.version
+        names = {replica.version.name, replica.version.reference, self.follower.reference}
+        if model not in names:
+            known = ", ".join(sorted(names))
+            raise ApiError(
+                404,
+                f"model {model[:100]!r} is not served here; these names are: {known}",
+                param="model",
+                code="model_not_found",
+            )
+        return replica
+
+    async def answer(
+        self, request: Request, requests: list[EngineRequest], form: Chat | Text, replica: Replica, *, stream: bool
+    ) -> Response:
+        """Answer a request whole, or begin to."""
+        seen: Seen = request.state.seen
+        seen.prompt = str(requests[0].messages or requests[0].prompt or requests[0].token_ids)
+        if requests[0].grammar is not None:
+            try:
+                await asyncio.to_thread(replica.grammars.check, requests[0].grammar)
+            except RefusedError as error:
+                raise of_engine(error) from error
+        deadline = asyncio.get_running_loop().time() + self.deadline_s
+        answering = Answering(self.follower, self.admission, requests, replica=replica, deadline=deadline)
+        if stream:
+            return await self._begun(request, answering, form, deadline)
+
+        async def whole() -> Response:
+            async with answering:
+                answers = await answering.whole()
+            seen.version = answering.replica.version
+            if answers:
+                seen.ttft_s = min(one.answer.ttft_ms for one in answers) / 1000
+            return JSONResponse(form.whole(answers, answering.replica))
+
+        return await _unless_gone(request.receive, whole())
+
+    async def _begun(self, request: Request, answering: Answering, form: Chat | Text, deadline: float) -> Response:
+        events = answering.events()
+
+        async def first() -> Piece | Ended:
+            await answering.__aenter__()
+            return await anext(events)
+
+        try:
+            came = await _unless_gone(request.receive, first())
+        except BaseException:
+            await answering.__aexit__(None, None, None)
+            raise
+        request.state.seen.version = answering.replica.version
+        request.state.seen.first_token()
+        chunks = form.stream(_chained(came, events), answering.replica)
+        return _EventStream(chunks, answering, request.state.seen, deadline)
+
+
+class _EventStream(Response):
+    """A stream of events; when the client goes away, the engine drops what it would have got."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, chunks: AsyncIterator[bytes], answering: Answering, seen: Seen, deadline: float) -> None:
+        super().__init__()
+        del self.headers["content-length"]
+        self._chunks = chunks
+        self._answering = answering
+        self._seen = seen
+        self._deadline = deadline
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:  # noqa: ARG002 - ASGI's signature
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            async with asyncio.timeout_at(self._deadline + _SLOW_READER_S):
+                await _unless_gone(receive, self._write(send))
+        except (ClientGoneError, TimeoutError):  # gone, or too slow to read
+            self._seen.gone()
+        finally:
+            await self._answering.__aexit__(None, None, None)
+
+    async def _write(self, send: Any) -> None:
+        try:
+            async for chunk in self._chunks:
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        except ApiError as error:
+            self._seen.failed(error)
+            await send({"type": "http.response.body", "body": event(error.body), "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+
+async def _chained(first: Piece | Ended, rest: AsyncIterator[Piece | Ended]) -> AsyncIterator[Piece | Ended]:
+    yield first
+    async for came in rest:
+        yield came
+
+
+async def _unless_gone(receive: Any, work: Awaitable[T]) -> T:
+    """Return what the work gives, unless the client goes away first.
+
+    Raises:
+        ClientGoneError: It did; the work was cancelled.
+    """
+    working = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_gone(receive))
+    try:
+        await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientGoneError
+        return working.result()
+    finally:
+        for task in (working, gone):
+            task.cancel()
+            with contextlib.suppress(BaseException):
+                await task
+
+
+async def _gone(receive: Any) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

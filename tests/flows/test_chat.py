@@ -1,0 +1,229 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from tasks.chat import Conversation, OnText, Reply, Served, Settings
+from tasks.config import Message
+from tasks.errors import EngineError
+from tasks.records import ExportedModel, ModelVersion
+from tests import small
+from tests.conftest import ROOT, Vinoflow
+from tests.terminal import CTRL_C, CTRL_D, Terminal
+
+
+@pytest.fixture
+def tiny(home: Path, tmp_path: Path, tiny_export: ExportedModel) -> ModelVersion:
+    return registered("tiny", tiny_export, tmp_path)
+
+
+@pytest.fixture
+def real(home: Path, tmp_path: Path, smollm2_export: ExportedModel) -> ModelVersion:
+    return registered("smollm2", smollm2_export, tmp_path)
+
+
+def registered(name: str, model: ExportedModel, folder: Path) -> ModelVersion:
+    recipe = small.recipe(name)
+    found = small.report(model, recipe)
+    return small.registered(recipe, model, found, inputs=name, evidence=folder / "evidence")
+
+
+def piped(*arguments: str, lines: str | bytes) -> subprocess.CompletedProcess[str]:
+    text = lines if isinstance(lines, bytes) else lines.encode()
+    command = [sys.executable, "-m", "flows.cli", "chat", *arguments]
+    done = subprocess.run(command, input=text, cwd=ROOT, capture_output=True, check=False)
+    return subprocess.CompletedProcess(command, done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+class Echo:
+    """Repeats the last question; ends in the middle where it is told to."""
+
+    def __init__(self) -> None:
+        self.asked: list[list[tuple[str, str]]] = []
+        self.seeds: list[int] = []
+        self.fails: BaseException | None = None
+        self.after = ""
+
+    def served(self) -> Served:
+        return Served(reference="echo/1")
+
+    def answer(self, messages: Sequence[Message], settings: Settings, on_text: OnText) -> Reply:
+        self.asked.append([(message.role, message.content) for message in messages])
+        self.seeds.append(settings.seed)
+        if self.fails:
+            if self.after:
+                on_text(self.after)
+            raise self.fails
+        text = f"{messages[-1].content}!"
+        on_text(text)
+        return Reply(
+            text=text,
+            served=self.served(),
+            prompt_tokens=1,
+            tokens=1,
+            finish_reason="stop",
+            ttft_ms=1,
+            tokens_per_second=None,
+        )
+
+
+def said(talk: Conversation) -> list[str]:
+    return [turn.content for turn in talk.turns]
+
+
+def test_a_conversation_goes_on_and_begins_anew() -> None:
+    echo = Echo()
+    talk = Conversation(echo, settings=Settings(seed=7), system="Be brief")
+    heard: list[str] = []
+    talk.ask("a", heard.append)
+    talk.ask("b", heard.append)
+    assert heard == ["a!", "b!"]
+    assert echo.asked[1] == [("system", "Be brief"), ("user", "a"), ("assistant", "a!"), ("user", "b")]
+    assert echo.seeds == [7, 8]
+    talk.system = ""
+    talk.reset()
+    talk.ask("c", heard.append)
+    assert echo.asked[2] == [("user", "c")]
+
+
+def test_retry_asks_the_last_question_again() -> None:
+    echo = Echo()
+    talk = Conversation(echo, settings=Settings())
+    assert talk.retry(lambda _: None) is None
+    talk.ask("a", lambda _: None)
+    talk.ask("b", lambda _: None)
+    assert talk.retry(lambda _: None) is not None
+    assert echo.asked[2] == echo.asked[1]
+    assert said(talk) == ["a", "a!", "b", "b!"]
+    echo.fails = EngineError("gone")
+    with pytest.raises(EngineError):
+        talk.retry(lambda _: None)
+    assert said(talk) == ["a", "a!", "b", "b!"], "the answer that there was stays"
+    with pytest.raises(EngineError):
+        talk.ask("c", lambda _: None)
+    assert said(talk) == ["a", "a!", "b", "b!"]
+    echo.fails = None
+    talk.retry(lambda _: None)
+    assert said(talk)[-2:] == ["c", "c!"], "the question that was not answered is asked again"
+
+
+def test_what_was_said_before_a_stop_stays() -> None:
+    echo = Echo()
+    talk = Conversation(echo, settings=Settings())
+    echo.fails = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        talk.ask("a", lambda _: None)
+    assert said(talk) == [], "two questions in a row are no conversation"
+    echo.after = "Well, a"
+    with pytest.raises(KeyboardInterrupt):
+        talk.retry(lambda _: None)
+    assert said(talk) == ["a", "Well, a"]
+    echo.after = "No, "
+    with pytest.raises(KeyboardInterrupt):
+        talk.retry(lambda _: None)
+    assert said(talk) == ["a", "No, "]
+
+
+def test_wrong_usage(vinoflow: Vinoflow) -> None:
+    assert "either REF" in vinoflow("chat", expect=2).stderr
+    assert "either REF" in vinoflow("chat", "a@b", "--url", "http://127.0.0.1:1", expect=2).stderr
+    assert "--device" in vinoflow("chat", "--url", "http://127.0.0.1:1", "--device", "CPU", expect=2).stderr
+    assert "vinoflow serve" in vinoflow("chat", "--url", "http://127.0.0.1:1", expect=1).stderr
+    assert "http" in vinoflow("chat", "--url", "nonsense", expect=1).stderr
+
+
+@pytest.mark.slow
+def test_lines_in_answers_out(real: ModelVersion) -> None:
+    lines = "What is the capital \\\nof France?\n\n/version\nAnd of Spain?\n/retry\n/nonsense\n/help\n/exit\nNever\n"
+    done = piped("smollm2@latest", "--max-new-tokens", "24", lines=lines)
+    assert done.returncode == 0, done.stderr
+    first, *others = done.stdout.splitlines()
+    assert "Paris" in first
+    assert "The capital of Spain is Madrid" in others[-1], "it knows what was asked before"
+    assert done.stderr.count(" tokens, the first after ") == 3
+    assert done.stderr.count("smollm2/1: ") == 3
+    assert f"smollm2/1 {real.digest} on CPU" in done.stderr
+    assert "/nonsense is no command" in done.stderr
+    assert "Ctrl-C stops" in done.stderr
+    assert "tokens" not in done.stdout
+    assert ">" not in done.stdout
+
+
+@pytest.mark.slow
+def test_system_and_reset(real: ModelVersion) -> None:
+    lines = (
+        "What is the capital of France?\n/system\n/system Answer in French.\n/system -\n/reset\n/retry\nAnd of Spain?"
+    )
+    done = piped("smollm2@latest", "--max-new-tokens", "24", lines=lines)
+    assert done.returncode == 0, done.stderr
+    told = [line for line in done.stderr.splitlines() if "system" in line or "nothing" in line]
+    assert told == [
+        "there is no system message",
+        "system: Answer in French.",
+        "there is no system message",
+        "nothing was asked yet",
+    ]
+    assert "Madrid" not in done.stdout.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_a_full_context_is_told(tiny: ModelVersion) -> None:
+    done = piped("tiny/1", lines="many words " * 300 + "\nHello\n")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert "the model's context holds 256" in done.stderr
+    assert "/reset" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.slow
+def test_any_bytes_are_read(tiny: ModelVersion) -> None:
+    done = piped("tiny/1", "--max-new-tokens", "4", "--temperature", "0.8", lines=b"\xff\xfe caf\xe9 \x00\r\n" + b"x\\")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("tiny/1: 4 tokens") == 2
+    assert "cut at the limit" in done.stderr
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_the_answer_and_not_the_chat(real: ModelVersion) -> None:
+    with Terminal("chat", "smollm2/1", "--max-new-tokens", "4000") as terminal:
+        assert real.digest[:12] in terminal.wait_for("/help for commands")
+        terminal.wait_for("> ")
+        terminal.type("half a thought" + CTRL_C)
+        terminal.wait_for("> ")
+        terminal.type("Write a very long story about a fox.\n")
+        terminal.wait_for("\n")
+        terminal.wait_for("fox")
+        terminal.type(CTRL_C)
+        assert "tokens" not in terminal.wait_for("stopped\n"), "it ended by itself"
+        terminal.wait_for("> ")
+        terminal.type("/system Answer in one short sentence.\n/reset\nWhat is the capital of France?\n")
+        terminal.wait_for("a new conversation")
+        assert "Paris" in terminal.wait_for(" tokens/s")
+        terminal.wait_for("> ")
+        terminal.type(CTRL_D)
+        assert terminal.end() == 0
+
+
+@pytest.mark.slow
+def test_errors_are_told_and_the_chat_goes_on(tiny: ModelVersion) -> None:
+    with Terminal("chat", "tiny/1", "--max-new-tokens", "200") as terminal:
+        terminal.wait_for("> ")
+        for _ in range(6):
+            terminal.type("many more words " * 8 + "\n")
+            terminal.wait_for("\n")
+            if "/reset begins" in terminal.wait_for("> "):
+                break
+        else:
+            pytest.fail("the context never filled")
+        terminal.type("/reset\n")
+        terminal.wait_for("a new conversation")
+        terminal.type("Hello\n")
+        terminal.wait_for(" tokens, the first after ")
+        terminal.type("/exit\n")
+        assert terminal.end() == 0
