@@ -72,6 +72,7 @@ export async function complete(body, { key, signal, onStart, onText }) {
     usage = chunk.usage ?? usage;
     const choice = chunk.choices?.[0];
     ending = choice?.finish_reason ?? ending;
+    if (choice?.finish_reason) last = performance.now(); // the token that ends an answer has no text, but took its time
     if (!choice?.delta?.content) continue;
     last = performance.now();
     first ||= last;
