@@ -9,7 +9,6 @@ export class Fault extends Error {
 }
 
 const MEANING = {
-  401: "The server asks for an API key",
   413: "The conversation is too long for the server",
   429: "The server is busy",
   503: "The server is not ready",
@@ -22,11 +21,14 @@ async function call(path, key, options) {
     throw error.name === "AbortError" ? error : new Fault("The server cannot be reached");
   });
   if (response.ok) return response;
+  const { status } = response;
+  const asks = key ? "The server does not know this API key" : "The server asks for an API key";
+  if (status === 401) throw new Fault(asks, { status });
   const body = await response.json().catch(() => ({}));
-  const words = [MEANING[response.status], body.error?.message ?? `HTTP ${response.status} ${response.statusText}`];
-  const id = response.headers.get("x-request-id");
+  const words = [MEANING[status], body.error?.message ?? `HTTP ${status} ${response.statusText}`];
+  const id = status >= 500 && response.headers.get("x-request-id"); // what to look for in the server's log
   throw new Fault(words.filter(Boolean).join(": ") + (id ? ` (request ${id})` : ""), {
-    status: response.status,
+    status,
     seconds: Number(response.headers.get("retry-after")) || 0,
   });
 }

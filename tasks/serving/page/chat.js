@@ -99,13 +99,16 @@ function draw(turn) {
   const said = make("div", { className: live ? "said live" : "said" });
   write(said, turn.text);
   if (live) running.said = said;
+  const line = (className, ...children) => make("p", { className }, ...children);
+  const part = (className, title, ...children) =>
+    make("section", { className }, make("h3", { className: "unseen" }, title), ...children);
   const before = changedFrom(turn);
+  const change = [make("strong", {}, `${turn.version} answers from here`), ` (before: ${before})`];
+  const below = live ? [] : [line("figures", ...figures(turn)), line("actions", ...actions(turn, said))];
   const view = make("article", { className: "turn", ariaBusy: String(live) },
-    make("section", { className: "asked" }, make("h3", { className: "unseen" }, "You"), make("p", { dir: "auto" }, turn.prompt)),
-    ...(before ? [make("p", { className: "changed" }, make("strong", {}, `${turn.version} answers from here`), ` (before: ${before})`)] : []),
-    make("section", { className: "answer" }, make("h3", { className: "unseen" }, "Model"), said,
-      ...(turn.fault ? [make("p", { className: "fault" }, turn.fault)] : []),
-      ...(live ? [] : [make("p", { className: "figures" }, ...figures(turn)), make("p", { className: "actions" }, ...actions(turn, said))])));
+    part("asked", "You", make("p", { dir: "auto" }, turn.prompt)),
+    ...(before ? [line("changed", ...change)] : []),
+    part("answer", "Model", said, ...(turn.fault ? [line("fault", turn.fault)] : []), ...below));
   at("turns").children[place]?.remove();
   at("turns").insertBefore(view, at("turns").children[place] ?? null);
   at("empty").hidden = true;
@@ -123,7 +126,8 @@ function follow(change) {
 function messages(turn) {
   const said = (role, content) => ({ role, content });
   const system = fields.find((field) => field.name === "system").value.trim();
-  const past = turns.slice(0, turns.indexOf(turn)).filter((other) => other.text); // a question without an answer is left out
+  // a question without an answer is left out: chat templates want the two to take turns
+  const past = turns.slice(0, turns.indexOf(turn)).filter((other) => other.text);
   const before = past.flatMap(({ prompt, text }) => [said("user", prompt), said("assistant", text)]);
   return [...(system ? [said("system", system)] : []), ...before, said("user", turn.prompt)];
 }

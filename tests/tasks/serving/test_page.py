@@ -239,6 +239,8 @@ def test_a_key_is_asked_for_and_kept_in_this_tab_only(open_page: Open, seen: See
         expect(page.get_by_label("API key")).to_be_focused()
         page.keyboard.type(key)
         page.keyboard.press("Enter")
+        if key == "wrong":
+            expect(page.locator("#facts")).to_contain_text("does not know this API key")
     expect(turn.locator(".figures")).to_contain_text("cut at max_tokens 3", timeout=60_000)  # asked again by itself
     expect(page.get_by_label("API key")).to_be_hidden()
     assert page.evaluate("[sessionStorage.key && sessionStorage.getItem('key'), localStorage.length]") == [
@@ -341,7 +343,7 @@ def test_the_security_policy_is_in_force(open_page: Open, served: Any, seen: See
 
 def test_the_readme_shows_a_real_conversation(open_page: Open, tmp_path: Path) -> None:
     folder = ROOT / "docs" if os.environ.get("VINOFLOW_SCREENSHOTS") == "1" else tmp_path
-    page = open_page(viewport={"width": 960, "height": 720})
+    page = open_page(viewport={"width": 880, "height": 680}, device_scale_factor=2)
     page.get_by_text("Settings").click()
     page.get_by_label("max_tokens").fill("120")
     page.get_by_text("Settings").click()
