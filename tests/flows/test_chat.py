@@ -2,14 +2,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from tasks.chat import Conversation, OnText, Reply, Served, Settings
-from tasks.config import Message
-from tasks.errors import EngineError
 from tasks.records import ExportedModel, ModelVersion
 from tests import small
 from tests.conftest import ROOT, Vinoflow
@@ -37,95 +33,6 @@ def piped(*arguments: str, lines: str | bytes) -> subprocess.CompletedProcess[st
     command = [sys.executable, "-m", "flows.cli", "chat", *arguments]
     done = subprocess.run(command, input=text, cwd=ROOT, capture_output=True, check=False)
     return subprocess.CompletedProcess(command, done.returncode, done.stdout.decode(), done.stderr.decode())
-
-
-class Echo:
-    """Repeats the last question; ends in the middle where it is told to."""
-
-    def __init__(self) -> None:
-        self.asked: list[list[tuple[str, str]]] = []
-        self.seeds: list[int] = []
-        self.fails: BaseException | None = None
-        self.after = ""
-
-    def served(self) -> Served:
-        return Served(reference="echo/1")
-
-    def answer(self, messages: Sequence[Message], settings: Settings, on_text: OnText) -> Reply:
-        self.asked.append([(message.role, message.content) for message in messages])
-        self.seeds.append(settings.seed)
-        if self.fails:
-            if self.after:
-                on_text(self.after)
-            raise self.fails
-        text = f"{messages[-1].content}!"
-        on_text(text)
-        return Reply(
-            text=text,
-            served=self.served(),
-            prompt_tokens=1,
-            tokens=1,
-            finish_reason="stop",
-            ttft_ms=1,
-            tokens_per_second=None,
-        )
-
-
-def said(talk: Conversation) -> list[str]:
-    return [turn.content for turn in talk.turns]
-
-
-def test_a_conversation_goes_on_and_begins_anew() -> None:
-    echo = Echo()
-    talk = Conversation(echo, settings=Settings(seed=7), system="Be brief")
-    heard: list[str] = []
-    talk.ask("a", heard.append)
-    talk.ask("b", heard.append)
-    assert heard == ["a!", "b!"]
-    assert echo.asked[1] == [("system", "Be brief"), ("user", "a"), ("assistant", "a!"), ("user", "b")]
-    assert echo.seeds == [7, 8]
-    talk.system = ""
-    talk.reset()
-    talk.ask("c", heard.append)
-    assert echo.asked[2] == [("user", "c")]
-
-
-def test_retry_asks_the_last_question_again() -> None:
-    echo = Echo()
-    talk = Conversation(echo, settings=Settings())
-    assert talk.retry(lambda _: None) is None
-    talk.ask("a", lambda _: None)
-    talk.ask("b", lambda _: None)
-    assert talk.retry(lambda _: None) is not None
-    assert echo.asked[2] == echo.asked[1]
-    assert said(talk) == ["a", "a!", "b", "b!"]
-    echo.fails = EngineError("gone")
-    with pytest.raises(EngineError):
-        talk.retry(lambda _: None)
-    assert said(talk) == ["a", "a!", "b", "b!"], "the answer that there was stays"
-    with pytest.raises(EngineError):
-        talk.ask("c", lambda _: None)
-    assert said(talk) == ["a", "a!", "b", "b!"]
-    echo.fails = None
-    talk.retry(lambda _: None)
-    assert said(talk)[-2:] == ["c", "c!"], "the question that was not answered is asked again"
-
-
-def test_what_was_said_before_a_stop_stays() -> None:
-    echo = Echo()
-    talk = Conversation(echo, settings=Settings())
-    echo.fails = KeyboardInterrupt()
-    with pytest.raises(KeyboardInterrupt):
-        talk.ask("a", lambda _: None)
-    assert said(talk) == [], "two questions in a row are no conversation"
-    echo.after = "Well, a"
-    with pytest.raises(KeyboardInterrupt):
-        talk.retry(lambda _: None)
-    assert said(talk) == ["a", "Well, a"]
-    echo.after = "No, "
-    with pytest.raises(KeyboardInterrupt):
-        talk.retry(lambda _: None)
-    assert said(talk) == ["a", "No, "]
 
 
 def test_wrong_usage(vinoflow: Vinoflow) -> None:

@@ -37,9 +37,10 @@ def imported_by(*arguments: str, env: dict[str, str] | None = None) -> set[str]:
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 
-def test_help_and_schema_import_nothing_heavy() -> None:
+def test_what_needs_no_model_imports_nothing_heavy() -> None:
     for command in ("--help", "schema"):
         assert not imported_by(command) & set(HEAVY)
+    assert not imported_by("chat", "--url", "http://127.0.0.1:1") & set(HEAVY)
 
 
 @pytest.mark.slow
