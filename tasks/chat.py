@@ -21,7 +21,7 @@ OnText = Callable[[str], None]
 _NEW_TOKENS = 512
 _CONNECT_S = 10
 _SILENCE_S = 600  # a long prompt in a long queue says nothing for a while
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_HERE = ("127.0.0.1", "localhost", "[::1]")
 
 
 class Settings(Record):
@@ -277,7 +277,7 @@ def server(url: str, *, api_key: str = "") -> Iterator[Server]:
         base_url=parsed,
         headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
         timeout=httpx.Timeout(_SILENCE_S, connect=_CONNECT_S),
-        trust_env=parsed.host not in _LOOPBACK,  # a proxy does not know this machine
+        mounts={f"all://{host}": None for host in _HERE},  # a proxy of the environment does not know this machine
     )
     with client:
         yield Server(client, base)

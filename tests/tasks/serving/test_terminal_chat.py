@@ -30,7 +30,8 @@ def running(served: Served) -> int:
     return int(httpx.get(f"{served.url}/health/ready").json()["running"])
 
 
-def test_lines_in_answers_out(served: Served) -> None:
+def test_lines_in_answers_out(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
     lines = (
         "What is the capital of France?\n/version\nAnd of Spain?\n/retry\n/system Answer in French.\n/reset\nHello\n"
     )
