@@ -63,3 +63,21 @@ def prefect(folder: Path) -> Iterator[str]:
     settings = {"PREFECT_HOME": str(folder), "PREFECT_SERVER_DATABASE_CONNECTION_URL": database}
     with running(command, f"{url}/health", log=folder / "log", **settings):
         yield url
+
+
+@contextmanager
+def mlflow(folder: Path) -> Iterator[str]:
+    """Run an MLflow server with its database and artifacts in a folder; yield its URL."""
+    folder.mkdir()
+    port = free_port()
+    command = [str(BIN / "mlflow"), "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += [
+        "--backend-store-uri",
+        f"sqlite:///{folder}/mlflow.db",
+        "--artifacts-destination",
+        f"{folder}/artifacts",
+    ]
+    url = f"http://127.0.0.1:{port}"
+    switches = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with running(command, f"{url}/health", log=folder / "log", MLFLOW_TRACKING_URI="", **switches):
+        yield url

@@ -14,25 +14,14 @@ from flows.promotion import consider, promote
 from tasks.registry import collect, connect, examine, garbage
 from tests import small
 from tests.conftest import Vinoflow
-from tests.servers import BIN, free_port, prefect, running
+from tests.servers import mlflow, prefect
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
 def mlflow_server(tmp_path: Path) -> Iterator[str]:
-    folder, port = tmp_path / "mlflow-server", free_port()
-    folder.mkdir()
-    command = [str(BIN / "mlflow"), "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += [
-        "--backend-store-uri",
-        f"sqlite:///{folder}/mlflow.db",
-        "--artifacts-destination",
-        f"{folder}/artifacts",
-    ]
-    url = f"http://127.0.0.1:{port}"
-    switches = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with running(command, f"{url}/health", log=folder / "log", MLFLOW_TRACKING_URI="", **switches):
+    with mlflow(tmp_path / "mlflow-server") as url:
         yield url
 
 
