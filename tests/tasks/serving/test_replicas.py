@@ -49,7 +49,9 @@ def test_replicas_follow_one_registry(
         give(first)
         replicas = [
             hosts.enter_context(
-                serving("tiny@champion", tmp_path / host, VINOFLOW_CACHE=str(tmp_path / host / "cache"))
+                serving(
+                    "tiny@champion", tmp_path / host, environment={"VINOFLOW_CACHE": str(tmp_path / host / "cache")}
+                )
             )
             for host in ("a", "b")
         ]

@@ -131,7 +131,7 @@ def test_a_key_comes_from_the_environment(
     give(register_version(tiny_export, small.recipe("tiny"), folder))
     command = [sys.executable, "-m", "flows.cli", "api-key", "ada", "--json"]
     made = json.loads(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
-    with serving("tiny@champion", folder, VINOFLOW_API_KEYS=f"ada:{made['sha256']}") as served:
+    with serving("tiny@champion", folder, environment={"VINOFLOW_API_KEYS": f"ada:{made['sha256']}"}) as served:
         refused = piped("--url", served.url, lines="Hello\n")
         assert refused.returncode == 1
         assert "VINOFLOW_API_KEY" in refused.stderr
