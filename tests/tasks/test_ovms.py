@@ -3,12 +3,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 from google.protobuf import any_pb2, descriptor_pb2, descriptor_pool, message_factory, text_format
 
+from tasks import ovms
 from tasks.errors import DeviceError, IntegrityError, RecipeError, RegistryError
 from tasks.manifest import read_manifest, verify
 from tasks.ovms import export_ovms, graph
@@ -207,6 +209,36 @@ def test_what_is_refused_leaves_nothing(registered: ModelVersion, tmp_path: Path
     with pytest.raises(IntegrityError, match="is damaged"):
         export_ovms("small/1", folder)
     assert not (folder / "config.json").exists()
+
+
+@pytest.mark.slow
+def test_another_file_system_gets_copies(registered: ModelVersion, tmp_path: Path) -> None:
+    memory = Path("/dev/shm")
+    if not memory.is_dir() or memory.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("there is no other file system")
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
+        done = export_ovms("small/1", Path(folder))
+        verify(done.path / "model", read_manifest(done.path / "model", digest=registered.digest))
+
+
+@pytest.mark.slow
+def test_what_is_cut_off_is_not_to_be_seen(
+    registered: ModelVersion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "ovms"
+    for point in ("put_in_place", "_write_config"):
+        with monkeypatch.context() as patch:
+            patch.setattr(ovms, point, cut_off)
+            with pytest.raises(KeyboardInterrupt):
+                export_ovms("small/1", folder)
+        assert not (folder / "config.json").exists()
+        assert (folder / "small" / "1").exists() == (point == "_write_config")
+    export_ovms("small/1", folder)
+    assert sorted(path.name for path in (folder / "small").iterdir()) == ["1"]
+
+
+def cut_off(*given: object) -> None:
+    raise KeyboardInterrupt
 
 
 LOADS = """
