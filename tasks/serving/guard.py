@@ -24,10 +24,9 @@ Send = Callable[[dict[str, Any]], Any]
 _log = logging.getLogger(__name__)
 _OPEN_PATHS = re.compile(r"/|/page/.*|/health/.*")  # a page must load to ask for a key, a load balancer has none
 _ID = re.compile(r"[A-Za-z0-9._-]{1,100}")
-KNOWN_PATHS = {
-    *("/", "/v1/chat/completions", "/v1/completions", "/v1/models", "/health/live", "/health/ready", "/metrics"),
-    "/openapi.json",
-}
+_WITH_BODY = {"/v1/chat/completions", "/v1/completions"}
+KNOWN_PATHS = {"/", *_WITH_BODY, "/v1/models", "/health/live", "/health/ready", "/metrics", "/openapi.json"}
+_GROUPS = re.compile(r"/(?:v1/models|v1|page|health)/")
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'"
@@ -54,8 +53,7 @@ class Guard:
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         given = headers.get("x-request-id", "")
-        path = scope["path"] if scope["path"] in KNOWN_PATHS else re.sub(r"^/(\w*).*$", r"/\1/...", scope["path"])
-        seen = Seen(given if _ID.fullmatch(given) else uuid.uuid4().hex, scope["method"], path[:60])
+        seen = Seen(given if _ID.fullmatch(given) else uuid.uuid4().hex, scope["method"], _kind(scope["path"]))
         scope.setdefault("state", {})["seen"] = seen
 
         async def sending(message: dict[str, Any]) -> None:
@@ -119,7 +117,7 @@ class Guard:
         Raises:
             ApiError: It is too large (413), too slow (408), or not JSON by its type (415).
         """
-        if scope["method"] not in {"POST", "PUT", "PATCH"}:
+        if scope["method"] != "POST" or scope["path"] not in _WITH_BODY:
             return receive
         if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise ApiError(415, "Content-Type must be application/json", param="Content-Type")
@@ -149,6 +147,14 @@ class Guard:
             return whole.pop() if whole else await receive()
 
         return replay
+
+
+def _kind(path: str) -> str:
+    """Return a path for log and metrics: what strangers make up must not become a series each."""
+    if path in KNOWN_PATHS:
+        return path
+    group = _GROUPS.match(path)
+    return f"{group[0] if group else '/'}..."
 
 
 async def _answer(error: ApiError, send: Send) -> None:
