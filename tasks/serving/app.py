@@ -41,8 +41,14 @@ _KINDS = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg"
 
 def _streams(of: str) -> dict[int | str, dict[str, Any]]:
     """Return how a route that may stream is documented: its events are `of` that schema."""
-    what = f"Whole, or with stream: true a stream of events: {of}, then [DONE]."
-    return {**_ERRORS, 200: {"description": what, "content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+    what = f"Whole, or with stream: true a stream of events: {of}, then [DONE]; an error ends it."
+    kinds = [
+        {"contentMediaType": "application/json", "contentSchema": {"$ref": f"#/components/schemas/{name}"}}
+        for name in (of, ErrorBody.__name__)
+    ]
+    data = {"type": "string", "anyOf": [*kinds, {"const": "[DONE]"}]}
+    one = {"type": "object", "properties": {"data": data}, "required": ["data"], "description": "One event."}
+    return {**_ERRORS, 200: {"description": what, "content": {"text/event-stream": {"schema": one}}}}
 
 
 class _Orjson(Request):
@@ -236,7 +242,12 @@ def _static(name: str) -> Response:
 
 def application(service: Service) -> FastAPI:
     """Return the application, without what stands before it."""
-    app = FastAPI(title="vinoflow", docs_url=None, redoc_url=None)  # their pages load scripts from strangers
+    app = FastAPI(
+        title="vinoflow",
+        docs_url=None,  # this page and the next load scripts from strangers
+        redoc_url=None,
+        redirect_slashes=False,  # a path with a slash too many is not there; a redirect is no answer of ours
+    )
     for routes in (_answers, _models, _operations):
         app.include_router(routes(service))
     for kind in (ApiError, RequestValidationError, HTTPException, Exception):
