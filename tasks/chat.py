@@ -10,12 +10,11 @@ from typing import Protocol
 import httpx
 from pydantic import BaseModel, Field, ValidationError
 
-from tasks.config import Message, one_device
+from tasks import serve
+from tasks.config import Message
 from tasks.engine import Engine, Request
-from tasks.errors import DeviceError, EngineError
+from tasks.errors import EngineError
 from tasks.records import Record
-from tasks.registry import pull
-from tasks.serve import load
 
 OnText = Callable[[str], None]
 _NEW_TOKENS = 512
@@ -172,17 +171,9 @@ def loaded(reference: str, *, device: str | None = None) -> Iterator[Loaded]:
         IntegrityError: One of its files is not what was registered.
         DeviceError: The device is missing or refuses the model.
     """
-    try:
-        chosen = one_device(device) if device else None
-    except ValueError as error:
-        raise DeviceError(f"device {error}") from error
-    model = pull(reference)
-    used = chosen or model.version.tags["vinoflow.device"]
-    with load(model, device=used) as engine:
-        version = model.version
-        yield Loaded(
-            engine, Served(reference=version.reference, digest=version.digest, device=used, context=engine.context)
-        )
+    with serve.loaded(reference, device=device) as (engine, version, used):
+        served = Served(reference=version.reference, digest=version.digest, device=used, context=engine.context)
+        yield Loaded(engine, served)
 
 
 class Server:

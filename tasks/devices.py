@@ -7,11 +7,24 @@ from typing import Literal
 
 from tasks import child
 from tasks.child import Message, Parent, serve_once
+from tasks.config import one_device
 from tasks.errors import DeviceError, WorkerError
 from tasks.records import DeviceRecord
 
 # what decides how a model computes, beside its weights
 _TOLD = ("INFERENCE_PRECISION_HINT", "KV_CACHE_PRECISION", "DYNAMIC_QUANTIZATION_GROUP_SIZE", "INFERENCE_NUM_THREADS")
+
+
+def chosen(device: str | None) -> str | None:
+    """Return the device that somebody chose, if so.
+
+    Raises:
+        DeviceError: It names no single device, as AUTO does.
+    """
+    try:
+        return one_device(device) if device else None
+    except ValueError as error:
+        raise DeviceError(f"device {error}") from error
 
 
 def resolve(

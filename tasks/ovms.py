@@ -24,9 +24,8 @@ from typing import Any
 from filelock import FileLock
 from pydantic import Field
 
-from tasks import progress
-from tasks.config import one_device
-from tasks.errors import DeviceError, IntegrityError, RecipeError
+from tasks import devices, progress
+from tasks.errors import IntegrityError, RecipeError
 from tasks.manifest import MANIFEST_NAME, put_in_place, read_manifest, verify
 from tasks.records import ModelVersion, Record
 from tasks.registry import PulledModel, pull
@@ -99,18 +98,16 @@ def export_ovms(reference: str, folder: Path, *, device: str | None = None, cach
         cache_size_gb: Room for the KV cache in GB; 0: it grows as requests need it.
 
     Raises:
+        DeviceError: The device chosen is none that can be relied on, as AUTO.
         RecipeError: The version's folder exists and holds something else, or config.json is not one of OVMS.
         VersionNotFoundError: There is no such version.
         IntegrityError: One of its files is not what was registered.
     """
-    try:
-        chosen = one_device(device) if device else None
-    except ValueError as error:
-        raise DeviceError(f"device {error}") from error
+    used = devices.chosen(device)
     folder = folder.expanduser().resolve()
     model = pull(reference)
     version = model.version
-    used = chosen or version.tags["vinoflow.device"]
+    used = used or version.tags["vinoflow.device"]
     target = folder / version.name / str(version.version)
     target.parent.mkdir(parents=True, exist_ok=True)
     with progress.step("lay out") as step, FileLock(folder / ".vinoflow.lock"):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from pydantic import Field
 
-from tasks import progress
-from tasks.config import one_device
+from tasks import devices, progress
 from tasks.engine import Completion, Engine, Request
-from tasks.errors import DeviceError
 from tasks.records import ModelVersion, Record
 from tasks.registry import PulledModel, pull
 
@@ -44,16 +43,30 @@ def answer(
         DeviceError: The device is missing or refuses the model.
         EngineError: A request was not answered.
     """
-    try:
-        chosen = one_device(device) if device else None
-    except ValueError as error:
-        raise DeviceError(f"device {error}") from error
-    model = pull(reference)
-    used = chosen or model.version.tags["vinoflow.device"]
-    with load(model, device=used) as engine:
+    with loaded(reference, device=device) as (engine, version, used):
         completions = dict(engine.answers(requests, on_text=on_text))
     ordered = tuple(completions[index] for index in range(len(requests)))
-    return Answered(version=model.version, device=used, completions=ordered)
+    return Answered(version=version, device=used, completions=ordered)
+
+
+@contextmanager
+def loaded(reference: str, *, device: str | None = None) -> Iterator[tuple[Engine, ModelVersion, str]]:
+    """Pull and load a version; end its process afterwards.
+
+    Args:
+        reference: NAME/VERSION, NAME@ALIAS or NAME@latest.
+        device: Where to run; none: where the version was validated.
+
+    Raises:
+        VersionNotFoundError: There is no such version.
+        IntegrityError: One of its files is not what was registered.
+        DeviceError: The device is missing or refuses the model.
+    """
+    used = devices.chosen(device)
+    model = pull(reference)
+    used = used or model.version.tags["vinoflow.device"]
+    with load(model, device=used) as engine:
+        yield engine, model.version, used
 
 
 def load(model: PulledModel, *, device: str) -> Engine:
