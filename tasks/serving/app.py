@@ -159,7 +159,7 @@ def _models(service: Service) -> APIRouter:
 
     def model() -> Model:
         replica = follower.current
-        if replica is None or not replica.ready.is_set():
+        if replica is None or not replica.answers:
             raise ApiError(503, "the model is being loaded: try again", headers={"retry-after": "2"})
         version = replica.version
         return Model(

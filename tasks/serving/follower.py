@@ -49,7 +49,7 @@ class Follower:
 
     async def replica(self) -> Replica:
         """Return what answers now; wait while it is being loaded anew or replaced."""
-        while not (self._open and self.current and self.current.state == "ready"):
+        while not (self._open and self.current and self.current.answers):
             await asyncio.sleep(_LOOK_S)
         return self.current
 
@@ -166,7 +166,7 @@ class Follower:
 
     def fail_all(self, error: EngineError) -> None:
         """Give up all requests under way."""
-        if self.current is not None and self.current.ready.is_set():
+        if self.current is not None and self.current.answers:
             self.current.engine.fail_all(error)
 
     async def close(self) -> None:

@@ -34,7 +34,6 @@ class Replica:
         self.state: Literal["loading", "ready", "restarting", "stopped"] = "loading"
         self.restarts = 0
         self.in_flight = 0
-        self.ready = asyncio.Event()
         self._settings = settings
         self._engine: AsyncEngine | None = None
         self._watch: asyncio.Task[None] | None = None
@@ -45,8 +44,13 @@ class Replica:
         return f"{self.version.reference}-{self.version.digest[:12]}"
 
     @property
+    def answers(self) -> bool:
+        """Whether requests are answered now."""
+        return self.state == "ready" and not self.engine.ended.done()
+
+    @property
     def engine(self) -> AsyncEngine:
-        """The engine that answers now; only while `ready` is set."""
+        """The engine that answers, or answered last."""
         if self._engine is None:
             raise RuntimeError(f"{self.version.reference} is not loaded")
         return self._engine
@@ -68,7 +72,6 @@ class Replica:
     async def close(self) -> None:
         """End the engine; what is under way fails."""
         self.state = "stopped"
-        self.ready.clear()
         if self._watch is not None:
             self._watch.cancel()
         if self._engine is not None:
@@ -84,18 +87,16 @@ class Replica:
             max_tokens=self._settings.max_request_tokens,
         )
         self.state = "ready"
-        self.ready.set()
 
     async def _restart_when_it_ends(self) -> None:
         while True:
             how = await asyncio.shield(self.engine.ended)
             self.state = "restarting"
-            self.ready.clear()
             self.restarts += 1
             _log.error("the engine of %s stopped and is loaded again: %s", self.version.reference, how)
             await self.engine.close(grace_s=0)
             wait = _AGAIN_S
-            while not self.ready.is_set():
+            while not self.answers:
                 try:
                     await self._load()
                 except VinoflowError as error:

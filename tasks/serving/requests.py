@@ -169,7 +169,9 @@ class Sampling(Asked):
     stream_options: StreamOptions | None = Field(None, description="Only with stream: true.")
     stop: StopString | Annotated[list[StopString], Field(max_length=_MOST_STOPS)] | None = None
     max_tokens: Annotated[int, Field(ge=1, lt=1 << 31)] | None = Field(None, description="Default: what fits.")
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(None, description="0: the likeliest token.")
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(
+        None, description="0, or below 0.0001: the likeliest token."
+    )
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=1, lt=1 << 31)] | None = Field(None, description="Not OpenAI's.")
     min_p: Annotated[float, Field(ge=0, lt=1)] | None = Field(None, description="Not OpenAI's.")
@@ -177,7 +179,7 @@ class Sampling(Asked):
     n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = Field(None, description="How many answers.")
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = Field(None, description="Not OpenAI's.")
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=10)] | None = Field(None, description="Not OpenAI's.")
     user: Annotated[str, Field(max_length=1000)] | None = Field(None, description="Is kept in the request log.")
 
     @model_validator(mode="after")

@@ -16,6 +16,7 @@ from tasks.errors import EngineError, ServingError
 from tasks.records import Record
 from tasks.serving.admission import Admission
 from tasks.serving.app import application
+from tasks.serving.connection import within
 from tasks.serving.follower import Follower
 from tasks.serving.guard import Guard
 from tasks.serving.observe import Observer
@@ -80,10 +81,12 @@ async def _serve(
     try:
         config = uvicorn.Config(
             guarded,
+            http=within(settings.body_timeout_s),
             log_config=None,
             access_log=False,
             server_header=False,
             lifespan="off",
+            ws="none",  # an upgrade would go around the guard
             ssl_certfile=settings.ssl_certfile,
             ssl_keyfile=settings.ssl_keyfile,
             timeout_graceful_shutdown=int(settings.drain_s) + _LAST_WORDS_S,

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
-from tasks.engine import Ended, Piece
+from tasks.engine import Ended, Grammar, Piece
 from tasks.engine import Request as EngineRequest
 from tasks.errors import RefusedError
 from tasks.serving.admission import Admission
@@ -42,7 +42,7 @@ class Service:
         """Return how the server is now."""
         replica = self.follower.current
         return Health(
-            ready=replica is not None and replica.state == "ready",
+            ready=replica is not None and replica.answers,
             reference=self.follower.reference,
             version=replica and replica.version.reference,
             digest=replica and replica.version.digest,
@@ -79,12 +79,13 @@ class Service:
         """Answer a request whole, or begin to."""
         seen: Seen = request.state.seen
         seen.prompt = str(requests[0].messages or requests[0].prompt or requests[0].token_ids)
-        if requests[0].grammar is not None:
-            try:
-                await asyncio.to_thread(replica.grammars.check, requests[0].grammar)
-            except RefusedError as error:
-                raise of_engine(error) from error
         deadline = asyncio.get_running_loop().time() + self.deadline_s
+        if requests[0].grammar is not None:
+            replica.in_flight += 1  # it is not closed meanwhile
+            try:
+                await _unless_gone(request.receive, _check(replica, requests[0].grammar, deadline))
+            finally:
+                replica.in_flight -= 1
         answering = Answering(self.follower, self.admission, requests, replica=replica, deadline=deadline)
         if stream:
             return await self._begun(request, answering, form, deadline)
@@ -115,6 +116,21 @@ class Service:
         request.state.seen.first_token()
         chunks = form.stream(_chained(came, events), answering.replica)
         return _EventStream(chunks, answering, request.state.seen, deadline)
+
+
+async def _check(replica: Replica, grammar: Grammar, deadline: float) -> None:
+    """Return if the engine can hold answers to a grammar.
+
+    Raises:
+        ApiError: It cannot (400), or others' grammars took too long (504).
+    """
+    try:
+        async with asyncio.timeout_at(deadline):
+            await replica.grammars.check(grammar)
+    except RefusedError as error:
+        raise of_engine(error) from error
+    except TimeoutError as late:
+        raise ApiError(504, "the JSON schema could not be tried in time", code="deadline_exceeded") from late
 
 
 class _EventStream(Response):

@@ -23,6 +23,7 @@ from tasks.serving.requests import (
 )
 from tasks.serving.tools import Style, forced
 
+_COLDEST = 1e-4  # below, numbers divided by the temperature leave the range of a float32: noise in place of an answer
 _ENDLESS = 1 << 30  # tokens: as many as the context holds
 _JSON_OBJECT = Grammar(schema_text='{"type": "object"}')
 
@@ -95,7 +96,7 @@ def _generations(asked: Sampling, *, samples: bool) -> list[dict[str, float | in
     named = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
     given = {name: value for name in named if (value := getattr(asked, name)) is not None}
     chosen = {"temperature", "top_p", "top_k", "min_p"} & given.keys()
-    given["do_sample"] = given["temperature"] > 0 if "temperature" in given else bool(chosen) or samples
+    given["do_sample"] = given["temperature"] >= _COLDEST if "temperature" in given else bool(chosen) or samples
     if not given["do_sample"]:
         given = {name: value for name, value in given.items() if name not in chosen}
     first = asked.seed if asked.seed is not None else secrets.randbits(63)
