@@ -12,12 +12,14 @@ SPECIAL = ["<|pad|>", "<|bos|>", "<|end|>", "<|system|>", "<|user|>", "<|assista
 FAMILIES = ("llama", "phi3", "qwen2", "gemma")
 
 
-def make_tiny(family: str, folder: Path, *, hidden_size: int = 64) -> Path:
+def make_tiny(
+    family: str, folder: Path, *, hidden_size: int = 64, context: int = 256, template: str = TEMPLATE
+) -> Path:
     """Save a two-layer model of a family with random weights (always the same) into a folder."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    _save_tokenizer(folder)
+    _save_tokenizer(folder, template)
     sizes = {
         "vocab_size": 512,
         "hidden_size": hidden_size,
@@ -25,7 +27,7 @@ def make_tiny(family: str, folder: Path, *, hidden_size: int = 64) -> Path:
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
-        "max_position_embeddings": 256,
+        "max_position_embeddings": context,
         "bos_token_id": 1,
         "eos_token_id": 2,
         "pad_token_id": 0,
@@ -38,7 +40,7 @@ def make_tiny(family: str, folder: Path, *, hidden_size: int = 64) -> Path:
     return folder
 
 
-def _save_tokenizer(folder: Path) -> None:
+def _save_tokenizer(folder: Path, template: str) -> None:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -56,5 +58,5 @@ def _save_tokenizer(folder: Path) -> None:
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<|pad|>", bos_token="<|bos|>", eos_token="<|end|>"
     )
-    fast.chat_template = TEMPLATE
+    fast.chat_template = template
     fast.save_pretrained(folder)

@@ -53,7 +53,7 @@ class StopStrings:
         if places:
             self.found = True
             return text[: min(places)]
-        longest = max((_overlap(text, stop) for stop in self._stops), default=0)
+        longest = max((overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[len(text) - longest :]
         return text[: len(text) - longest]
 
@@ -62,6 +62,6 @@ class StopStrings:
         return "" if self.found else self._held
 
 
-def _overlap(text: str, stop: str) -> int:
-    """Return how many of the last characters of a text are the first of a stop string."""
+def overlap(text: str, stop: str) -> int:
+    """Return how many of the last characters of a text are the first of a string, which is not in it whole."""
     return next((size for size in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-size:])), 0)

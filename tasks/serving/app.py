@@ -121,7 +121,7 @@ async def _refused(request: Request, error: Exception) -> JSONResponse:
     return JSONResponse(told.body, told.status, told.headers)
 
 
-async def _gone(request: Request) -> Response:
+async def _gone(request: Request, _: Exception) -> Response:
     """Return what nobody will read; the log has it."""
     request.state.seen.gone()
     return Response(status_code=CLIENT_GONE)
@@ -269,6 +269,6 @@ def application(service: Service) -> FastAPI:
             schemas |= {**chunk.pop("$defs", {}), "ChatCompletionChunk": chunk}
         return app.openapi_schema or {}
 
-    app.add_exception_handler(ClientGoneError, lambda request, _: _gone(request))
+    app.add_exception_handler(ClientGoneError, _gone)
     app.openapi = openapi  # type: ignore[method-assign]
     return app

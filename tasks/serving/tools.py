@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 from tasks.engine import Grammar
+from tasks.engine.text import overlap
 from tasks.serving.requests import ChatRequest, NamedTool
 
 # How a model writes a call: tagged as <tool_call>{...}</tool_call> (Hermes, Qwen, SmolLM3), or the whole answer is the
@@ -70,6 +71,7 @@ class CallReader:
         self._names = set(names)
         self._only_one = only_one
         self._held = ""
+        self._after_call = False
         self._begun = False  # whether text was handed on that is no call
         self.calls: list[Call] = []
 
@@ -83,25 +85,26 @@ class CallReader:
         if self._style == "json":
             return self._json(last=True)
         text, self._held = self._held, ""
-        return ("" if self.calls and not text.strip() else text), []
+        return text, []
 
     def _tagged(self) -> tuple[str, list[Call]]:
         text = ""
         found: list[Call] = []
-        while (start := self._held.find(_OPEN)) >= 0:
-            end = self._held.find(_CLOSE, start)
-            if end < 0:
-                text, self._held = text + self._held[:start], self._held[start:]
-                return text, found
-            inner = self._held[start + len(_OPEN) : end]
-            calls = self._kept(_parsed(inner, self._names))
-            text += self._held[:start] if calls is not None else self._held[: end + len(_CLOSE)]
+        while True:
+            if self._after_call:  # blanks between calls, and behind the last one, say nothing
+                self._held = self._held.lstrip()
+                self._after_call = not self._held
+            start = self._held.find(_OPEN)
+            end = self._held.find(_CLOSE, start) + len(_CLOSE)
+            if start < 0 or end < len(_CLOSE):
+                break
+            calls = self._kept(_parsed(self._held[start + len(_OPEN) : end - len(_CLOSE)], self._names))
+            text += self._held[: end if calls is None else start]
             found += calls or []
-            self._held = self._held[end + len(_CLOSE) :].lstrip()
-        keep = next((n for n in range(min(len(self._held), len(_OPEN)), 0, -1) if _OPEN.startswith(self._held[-n:])), 0)
-        if self.calls and not self._held.strip():
-            return text, found
-        text, self._held = text + self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
+            self._held, self._after_call = self._held[end:], calls is not None
+        if start < 0:
+            start = len(self._held) - overlap(self._held, _OPEN)
+        text, self._held = text + self._held[:start], self._held[start:]
         return text, found
 
     def _json(self, *, last: bool) -> tuple[str, list[Call]]:

@@ -136,16 +136,28 @@ def test_too_many_are_turned_away_and_told_when_to_come_back(server: Served) -> 
     assert more.status_code == 400 and "2 can be generated at once" in more.json()["error"]["message"]
 
 
+def metrics(server: Served) -> dict[str, float]:
+    lines = httpx.get(f"{server.url}/metrics", timeout=60).text.splitlines()
+    return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
+
+
 def test_metrics_tell_what_happened(server: Served) -> None:
-    lines = httpx.get(f"{server.url}/metrics").text.splitlines()
-    values = {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
-    assert values['vinoflow_rejections_total{reason="queue_full"}'] == 4
-    assert values["vinoflow_ttft_seconds_count"] > 5 < values["vinoflow_tpot_seconds_count"]
-    assert values["vinoflow_completion_tokens_total"] > 400
-    assert values["vinoflow_engine_restarts"] == 4
-    assert values["vinoflow_engine_peak_rss_bytes"] > 1e8
-    assert values["vinoflow_ready"] == 1
-    model = next(name for name in values if name.startswith("vinoflow_model{"))
+    before = metrics(server)
+    assert [post(server, max_tokens=5).status_code for _ in range(2)] == [200, 200]
+    assert httpx.post(f"{server.url}/v1/chat/completions", json=asked() | {"model": "other"}).status_code == 404
+    after = metrics(server)
+    for name, more in {
+        'vinoflow_requests_total{path="/v1/chat/completions",status="200"}': 2,
+        'vinoflow_rejections_total{reason="model_not_found"}': 1,
+        "vinoflow_completion_tokens_total": 10,
+        "vinoflow_ttft_seconds_count": 2,
+        "vinoflow_tpot_seconds_count": 2,
+    }.items():
+        assert after[name] - before.get(name, 0) == more, name
+    assert after["vinoflow_engine_restarts"] == health(server)["restarts"]
+    assert after["vinoflow_engine_peak_rss_bytes"] > 1e8
+    assert after["vinoflow_ready"] == 1
+    model = next(name for name in after if name.startswith("vinoflow_model{"))
     assert f'model="{NAME}"' in model and server.ready["digest"] in model
 
 
