@@ -51,7 +51,9 @@ class Serving(Config):
     deadline_s: float = Field(600.0, gt=0, description="Seconds that a request may take, waiting included.")
     drain_s: float = Field(30.0, ge=0, description="Seconds that requests may go on after SIGTERM.")
     max_body_bytes: int = Field(4_000_000, ge=1000, description="Bytes of a request at most.")
-    body_timeout_s: float = Field(30.0, gt=0, description="Seconds that a request's body may take to arrive.")
+    body_timeout_s: float = Field(
+        30.0, gt=0, description="Seconds that a request's headers may take to arrive, and its body."
+    )
     log_prompts: bool = Field(False, description="Whether the request log has prompts and answers.")
     trace_share: float = Field(0.0, ge=0, le=1, description="Which share of requests becomes a trace in MLflow.")
 

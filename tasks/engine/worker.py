@@ -62,6 +62,7 @@ class EngineProcess:
         config = json.loads((folder / "config.json").read_bytes())
         context = config.get("max_position_embeddings") or 1 << 30
         self.context = min(context, start["max_tokens"] or context)
+        self.vocabulary = config.get("vocab_size") or 1 << 31
         self.inbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         self.running: dict[int, Running] = {}
 
@@ -105,7 +106,7 @@ class EngineProcess:
         """Render, tokenize and submit one request.
 
         Raises:
-            ValueError: The prompt is empty, or leaves no room in the model's context.
+            ValueError: The prompt is empty, leaves no room in the model's context, or has a token that there is not.
         """
         prompt, ids = self._encode(message)
         length, wanted = ids.shape[1], message["generation"]["max_new_tokens"]
@@ -143,6 +144,10 @@ class EngineProcess:
         import openvino
 
         if message["token_ids"]:
+            if (largest := max(message["token_ids"])) >= self.vocabulary:
+                raise ValueError(
+                    f"the prompt has token {largest}, the model's vocabulary ends at {self.vocabulary - 1}"
+                )
             ids = openvino.Tensor(np.array([message["token_ids"]], np.int64))
             return self.tokenizer.decode(message["token_ids"], skip_special_tokens=False), ids
         if message["messages"]:
