@@ -133,9 +133,12 @@ class Child:
         return WorkerError(f"{self.module} ended with exit code {code}{self._log_tail()}")
 
     def _log_tail(self) -> str:
-        size = self._log.seek(0, os.SEEK_END)
-        self._log.seek(max(0, size - _LOG_TAIL))
-        text = self._log.read().decode(errors="replace").strip()
+        try:
+            size = self._log.seek(0, os.SEEK_END)
+            self._log.seek(max(0, size - _LOG_TAIL))
+            text = self._log.read().decode(errors="replace").strip()
+        except ValueError:  # the parent closed it meanwhile: nobody wants to know
+            return ""
         return f"; the end of its log:\n{text}" if text else ""
 
 

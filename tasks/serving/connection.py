@@ -38,13 +38,15 @@ class Connection(H11Protocol):
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what is no HTTP in OpenAI's shape, where an answer has not begun."""
+        """Refuse what is no HTTP in OpenAI's shape, where an answer has not begun; drop what else was asked."""
         if self.conn.our_state in _ANSWERABLE:
             body = orjson.dumps(ApiError(400, msg, code="invalid_http").body)
             told = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
             head = h11.Response(status_code=400, headers=list(told.items()), reason=b"Bad Request")
             for part in (head, h11.Data(data=body), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(part) or b"")
+        if self.cycle is not None:
+            self.cycle.disconnected = True
         self.transport.close()
 
     def _wait(self) -> None:
