@@ -11,7 +11,7 @@ from pydantic import Field
 
 from tasks.child import Child
 from tasks.config import Message
-from tasks.errors import DeviceError, EngineError, WorkerError
+from tasks.errors import DeviceError, EngineError, RefusedError, WorkerError
 from tasks.records import Answer, Record
 
 
@@ -155,7 +155,8 @@ class Engine:
             timeout_s: The engine may be silent for this many seconds at most.
 
         Raises:
-            EngineError: The engine refused a request, died or went silent; names the request's index.
+            RefusedError: The engine cannot answer a request; names its index.
+            EngineError: The engine gave a request up, died or went silent.
         """
         first = self._next_id
         self._next_id += len(requests)
@@ -175,7 +176,8 @@ class Engine:
                     continue
                 remaining.remove(index)
                 if event["event"] == "failed":
-                    raise EngineError(f"request {index + 1} of {len(requests)} was not answered: {event['error']}")
+                    kind = RefusedError if event["refused"] else EngineError
+                    raise kind(f"request {index + 1} of {len(requests)} was not answered: {event['error']}")
                 self.peak_rss_bytes = event["peak_rss_bytes"]
                 yield index, Completion.model_validate(event["completion"])
         except WorkerError as error:

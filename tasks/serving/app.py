@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from importlib.resources import files
-from typing import Any
+from typing import Annotated, Any
 
 import orjson
 import prometheus_client
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import APIRouter, FastAPI, Header, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from fastapi.routing import APIRoute
@@ -35,6 +35,10 @@ _REFUSALS = (400, 401, 404, 405, 408, 413, 415, 429, 500, 503, 504)
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": TYPES[status].replace("_", " ")} for status in _REFUSALS
 }
+Within = Annotated[
+    float | None,
+    Header(alias="x-vinoflow-within-s", gt=0, allow_inf_nan=False, description="Give up after so many seconds."),
+]
 _PAGE = files("tasks.serving") / "page"
 _KINDS = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 
@@ -131,24 +135,24 @@ def _answers(service: Service) -> APIRouter:
     router = APIRouter(route_class=_Route, responses=_ERRORS)
 
     @router.post("/v1/chat/completions", response_model=ChatCompletion, responses=_streams("ChatCompletionChunk"))
-    async def chat(request: Request, asked: ChatRequest) -> Response:
+    async def chat(request: Request, asked: ChatRequest, within_s: Within = None) -> Response:
         """Answer a chat."""
         seen: Seen = request.state.seen
         seen.user = asked.user or ""
         replica = await service.replica_for(asked.model, seen)
         requests = translate.of_chat(asked, style=replica.style, samples=replica.samples)
         form = Chat(asked, seen, replica.style)
-        return await service.answer(request, requests, form, replica, stream=bool(asked.stream))
+        return await service.answer(request, requests, form, replica, stream=bool(asked.stream), within_s=within_s)
 
     @router.post("/v1/completions", response_model=TextCompletion, responses=_streams("TextCompletion"))
-    async def completions(request: Request, asked: CompletionRequest) -> Response:
+    async def completions(request: Request, asked: CompletionRequest, within_s: Within = None) -> Response:
         """Continue raw texts."""
         seen: Seen = request.state.seen
         seen.user = asked.user or ""
         replica = await service.replica_for(asked.model, seen)
         requests = translate.of_completion(asked, samples=replica.samples)
         form = Text(asked, seen, prompts=len(requests) // (asked.n or 1))
-        return await service.answer(request, requests, form, replica, stream=bool(asked.stream))
+        return await service.answer(request, requests, form, replica, stream=bool(asked.stream), within_s=within_s)
 
     return router
 

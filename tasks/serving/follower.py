@@ -36,7 +36,7 @@ class Follower:
         self._on_swap = on_swap
         self._open = False  # while nothing may be sent: between two versions with stop-first
         self._next_try = 0.0
-        self._retiring: set[asyncio.Task[None]] = set()
+        self._retiring: dict[asyncio.Task[None], Replica] = {}  # what answers old requests still
 
     async def start(self) -> None:
         """Load what the reference names.
@@ -59,10 +59,12 @@ class Follower:
             await asyncio.sleep(self._settings.poll_s)
             try:
                 named = await asyncio.to_thread(resolve, self.reference)
-            except VinoflowError as error:
+            except Exception as error:
+                if not isinstance(error, VinoflowError):
+                    _log.exception("a bug came up in looking for %s", self.reference)
                 self._tell("unreachable", error=str(error))
-                continue
-            await self._follow(named)
+            else:
+                await self._follow(named)
 
     async def _follow(self, named: ModelVersion) -> None:
         served = self.current.version if self.current else None
@@ -142,8 +144,8 @@ class Follower:
             await old.close()
 
         task = asyncio.create_task(retire())
-        self._retiring.add(task)
-        task.add_done_callback(self._retiring.discard)
+        self._retiring[task] = old
+        task.add_done_callback(self._retiring.pop)
 
     async def _emptied(self, old: Replica) -> None:
         """Wait until a replica answers nothing any more, at most as long as a request may take."""
@@ -166,12 +168,14 @@ class Follower:
 
     def fail_all(self, error: EngineError) -> None:
         """Give up all requests under way."""
-        if self.current is not None and self.current.answers:
-            self.current.engine.fail_all(error)
+        for replica in filter(None, (self.current, *self._retiring.values())):
+            if replica.answers:
+                replica.engine.fail_all(error)
 
     async def close(self) -> None:
         """End all engines."""
+        old = list(self._retiring.values())
         for task in self._retiring:
             task.cancel()
-        if self.current is not None:
-            await self.current.close()
+        for replica in filter(None, (self.current, *old)):
+            await replica.close()

@@ -74,12 +74,28 @@ class Service:
         return replica
 
     async def answer(
-        self, request: Request, requests: list[EngineRequest], form: Chat | Text, replica: Replica, *, stream: bool
+        self,
+        request: Request,
+        requests: list[EngineRequest],
+        form: Chat | Text,
+        replica: Replica,
+        *,
+        stream: bool,
+        within_s: float | None = None,
     ) -> Response:
-        """Answer a request whole, or begin to."""
+        """Answer a request whole, or begin to.
+
+        Args:
+            request: As it came.
+            requests: What the engine is asked.
+            form: How the answers are told.
+            replica: What the requests were made for.
+            stream: Whether answers go out as they come.
+            within_s: How long the client gives us, where that is less than `deadline_s`.
+        """
         seen: Seen = request.state.seen
         seen.prompt = str(requests[0].messages or requests[0].prompt or requests[0].token_ids)
-        deadline = asyncio.get_running_loop().time() + self.deadline_s
+        deadline = asyncio.get_running_loop().time() + min(self.deadline_s, within_s or self.deadline_s)
         if requests[0].grammar is not None:
             replica.in_flight += 1  # it is not closed meanwhile
             try:

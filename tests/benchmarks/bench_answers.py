@@ -25,7 +25,7 @@ def test_answers_against_the_notebook_and_bare_genai(
     smollm2_export: ExportedModel, recipe: Recipe, tmp_path: Path
 ) -> None:
     given = tmp_path / "prompts.json"
-    given.write_text(json.dumps(_prompts(recipe, smollm2_export.path)))
+    given.write_text(json.dumps(chats(recipe, smollm2_export.path)))
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in WAYS}
     for number in range(ROUNDS):
         for name in WAYS if number % 2 == 0 else reversed(WAYS):
@@ -54,7 +54,7 @@ def test_answers_against_the_notebook_and_bare_genai(
     )
 
 
-def _prompts(recipe: Recipe, folder: Path) -> list[str]:
+def chats(recipe: Recipe, folder: Path) -> list[str]:
     """Chats of many lengths, built of the reference prompts; each begins in its own way, so no prefix is shared."""
     from transformers import AutoTokenizer
 

@@ -2,12 +2,19 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
+import time
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tasks.config import Message
 from tasks.engine import Engine, Request
+from tasks.engine.client import start_message
+from tasks.engine.text import StopStrings
+from tasks.engine.worker import EngineProcess
 from tasks.errors import DeviceError, EngineError
 from tasks.records import ExportedModel
 
@@ -80,3 +87,57 @@ def test_a_killed_engine_is_an_error_with_its_signal(tiny_export: ExportedModel)
 def test_a_device_that_refuses_is_a_device_error(tiny_export: ExportedModel) -> None:
     with pytest.raises(DeviceError, match=r"GPU\.5"):
         Engine(tiny_export.path, device="GPU.5")
+
+
+def test_a_request_that_the_cache_cannot_hold_is_refused_not_cut_off(tiny_export: ExportedModel) -> None:
+    import openvino_genai
+
+    told: list[dict[str, object]] = []
+    over = threading.Event()
+
+    class Parent:
+        def send(self, **message: object) -> None:
+            told.append(message)
+            if message["event"] in {"done", "failed"}:
+                over.set()
+
+        def receive(self) -> None:
+            over.wait(60)
+
+    process = EngineProcess(Parent(), start_message(tiny_export.path, device="CPU", ov_config={}))
+    scheduler = openvino_genai.SchedulerConfig()
+    scheduler.num_kv_blocks = 2  # of 32 tokens each
+    process.pipeline = openvino_genai.ContinuousBatchingPipeline(str(tiny_export.path), scheduler, "CPU", {})
+    process.inbox.put(chat("many words " * 5, tokens=100).message(0, told=False) | {"received": time.perf_counter()})
+    process.serve()
+    assert told[-1] == {
+        "event": "failed",
+        "id": 0,
+        "refused": True,
+        "error": "the key-value cache has no room for it: ask for fewer tokens",
+    }
+
+
+def test_stop_strings_end_an_answer_however_it_comes(engine: Engine) -> None:
+    text = engine.answer(chat("Hello", tokens=40)).answer.text
+    stop = text[len(text) // 2 : len(text) // 2 + 3]
+    pieces: list[str] = []
+    cut = engine.answer(chat("Hello", tokens=40).model_copy(update={"stop": (stop,)}), on_text=pieces.append)
+    assert cut.answer.text == text[: text.index(stop)] == "".join(pieces)
+    assert cut.answer.finish_reason == "stop"
+
+
+@given(
+    text=st.text("ab🎉", max_size=12),
+    stops=st.lists(st.text("ab🎉", min_size=1, max_size=4), max_size=3),
+    data=st.data(),
+)
+def test_what_may_become_a_stop_string_is_held_back(text: str, stops: list[str], data: st.DataObject) -> None:
+    reader, said, place = StopStrings(stops), "", 0
+    while place < len(text) and not reader.found:
+        end = data.draw(st.integers(place + 1, len(text)))
+        said, place = said + reader.add(text[place:end]), end
+    said += reader.rest()
+    assert text.startswith(said)
+    assert not any(stop in said for stop in stops)
+    assert said == text or any(text[len(said) :].startswith(stop) for stop in stops)

@@ -169,6 +169,7 @@ def test_the_request_log_has_no_word_of_the_prompts(server: Served) -> None:
         timeout=60,
     )
     assert answer.headers["x-request-id"] == "my-request-1"
+    until(lambda: "my-request-1" in server.log.read_text(), "the log has no line of it")
     line = next(line for line in server.requests if line["request"] == "my-request-1")
     assert line["user"] == "ann"
     assert line["version"] == f"{NAME}/1" and line["digest"] == server.ready["digest"]
@@ -189,7 +190,10 @@ def test_deadlines_logged_prompts_and_traces(real_home: Path, tmp_path: Path) ->
         limit = post(server, max_tokens=600)
         assert limit.status_code == 400 and "may have 500" in limit.json()["error"]["message"]
         assert post(server, text="A word: xylophone", max_tokens=3).status_code == 200
-        assert any("xylophone" in str(line.get("prompt")) and line["answers"] for line in server.requests)
+        until(
+            lambda: any("xylophone" in str(line.get("prompt")) and line["answers"] for line in server.requests),
+            "the log has no prompt",
+        )
         assert health(server)["swap"]["state"] == "fixed"
         from tasks.registry import connect
 
@@ -201,6 +205,18 @@ def test_deadlines_logged_prompts_and_traces(real_home: Path, tmp_path: Path) ->
             return any("xylophone" in str(trace.data.spans[0].inputs) for trace in traces)
 
         until(traced, "no trace was kept")
+
+
+def test_a_client_may_say_how_long_it_waits(server: Served) -> None:
+    def within(seconds: str) -> httpx.Response:
+        content = asked(LONG, max_tokens=2000)
+        headers = {"x-vinoflow-within-s": seconds}
+        return httpx.post(f"{server.url}/v1/chat/completions", json=content, headers=headers, timeout=60)
+
+    assert within("0.5").json()["error"]["code"] == "deadline_exceeded"
+    for wrong in ("0", "soon", "nan"):
+        assert within(wrong).status_code == 400
+        assert within(wrong).json()["error"]["param"] == "x-vinoflow-within-s"
 
 
 def test_keys_open_the_server_and_nothing_else_does(real_home: Path, tmp_path: Path) -> None:
@@ -222,7 +238,7 @@ def test_keys_open_the_server_and_nothing_else_does(real_home: Path, tmp_path: P
             key = {"Authorization": f"Bearer {made['key']}"}
             assert client.get("/v1/models", headers=key).status_code == 200
             assert client.post("/v1/chat/completions", json=asked(max_tokens=2), headers=key).status_code == 200
-        assert server.requests[-1]["client"] == "ann"
+        until(lambda: server.requests[-1].get("client") == "ann", "the log does not say whose key it was")
         assert made["key"] not in server.log.read_text()
 
 
