@@ -1,4 +1,4 @@
-"""The gates on a few sabotaged exports of the real model; `make bench` tries all, and the good ones."""
+"""The gates on two sabotaged exports of the real model; `make bench` tries all, and the good ones."""
 
 from __future__ import annotations
 
@@ -15,17 +15,7 @@ from tests.sabotage import sabotaged
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize(
-    ("name", "told_by", "words"),
-    [
-        ("rope_theta_of_llama", "text_kl_mean", ""),
-        ("template_dropped", "engine_failures", "Chat template wasn't found"),
-    ],
-)
-def test_a_sabotaged_export_is_refused(
-    name: str,
-    told_by: str,
-    words: str,
+def test_an_export_without_its_chat_template_is_refused(
     quick_recipe: Recipe,
     smollm2_export: ExportedModel,
     shared_cache: Path,
@@ -33,9 +23,9 @@ def test_a_sabotaged_export_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("VINOFLOW_CACHE", str(shared_cache))
-    report = validate(sabotaged(name, smollm2_export, tmp_path / name), quick_recipe)
-    assert told_by in [verdict.metric for verdict in report.verdicts if not verdict.passed]
-    assert not words or any(words in fault.message for fault in report.faults)
+    report = validate(sabotaged("template_dropped", smollm2_export, tmp_path / "damaged"), quick_recipe)
+    assert "engine_failures" in [verdict.metric for verdict in report.verdicts if not verdict.passed]
+    assert any("Chat template wasn't found" in fault.message for fault in report.faults)
 
 
 def test_a_nan_that_the_cpu_hides_is_found_among_the_weights(smollm2_export: ExportedModel, tmp_path: Path) -> None:
