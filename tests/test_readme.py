@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tasks.records import ValidationReport
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -59,6 +60,12 @@ def test_every_command_prints_what_the_readme_shows_and_its_python_runs(seeded: 
     done = subprocess.run(command, cwd=seeded, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "Paris" in done.stdout
+
+    (found,) = (seeded / "mlruns" / "artifacts").rglob("report.json")
+    metrics = ValidationReport.model_validate_json(found.read_bytes()).metrics
+    assert (metrics["prompts"], metrics["prompts_passed_share"]) == (16, 1)
+    assert 0.17 < metrics["text_kl_mean"] < 0.20  # measured: 0.182
+    assert metrics["noise_floor_kl_mean"] < 1e-8
 
 
 def test_files_and_targets_that_the_readme_names_exist() -> None:

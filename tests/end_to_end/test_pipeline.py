@@ -8,20 +8,32 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tasks.config import Recipe
 from tasks.records import ValidationReport
-from tests.conftest import RECIPE, Vinoflow, write_tiny_recipe
+from tests.conftest import Vinoflow, write_tiny_recipe
 
 pytestmark = pytest.mark.slow
 NAME = "smollm2-135m-instruct"
 
 
-def test_the_main_job_on_the_real_model(vinoflow: Vinoflow, seeded: Path) -> None:
-    done = vinoflow("export-and-validate", RECIPE)
+@pytest.fixture
+def quick(quick_recipe: Recipe, tmp_path: Path) -> Path:
+    """The quick recipe as a file; test_readme.py runs the whole one."""
+    data = quick_recipe.model_dump(mode="json")
+    (tmp_path / "text.txt").write_text(data["validation"]["text"])
+    data["validation"]["text"] = "text.txt"
+    path = tmp_path / "quick.yaml"
+    path.write_text(yaml.safe_dump(data))
+    return path
+
+
+def test_the_main_job_on_the_real_model(vinoflow: Vinoflow, seeded: Path, quick: Path) -> None:
+    done = vinoflow("export-and-validate", quick)
     rows = dict(line.split(maxsplit=1) for line in done.stdout.splitlines()[:5])
     assert rows["version"] == f"{NAME}/1"
     assert "int4_sym" in done.stdout and "int8_asym" in done.stdout
     assert rows["device"].startswith(("CPU", "GPU.0"))
-    assert "16 of 16" in done.stdout
+    assert "8 of 8" in done.stdout
     assert f"--model {NAME}@latest" in done.stdout
     for step in ("compile", "generate", "upload"):
         assert step in done.stderr
@@ -35,11 +47,10 @@ def test_the_main_job_on_the_real_model(vinoflow: Vinoflow, seeded: Path) -> Non
         "latency.png",
     }
     evidence = ValidationReport.model_validate_json(report.with_name("report.json").read_bytes())
-    assert 0.17 < evidence.metrics["text_kl_mean"] < 0.20  # measured: 0.182
-    assert evidence.metrics["noise_floor_kl_mean"] < 1e-8
+    assert 0.175 < evidence.metrics["text_kl_mean"] < 0.205  # measured: 0.190
     assert evidence.intervals["text_kl_mean"][0] < evidence.metrics["text_kl_mean"]
 
-    again = vinoflow("export-and-validate", RECIPE, "--json")
+    again = vinoflow("export-and-validate", quick, "--json")
     outcome = json.loads(again.stdout)
     assert outcome["reused"] is True and outcome["version"] == 1
     assert "nothing was exported" in again.stderr
