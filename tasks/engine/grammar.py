@@ -18,6 +18,7 @@ MOST_BYTES = 100_000
 # of 300 fields with patterns take 1 s; what takes 3 s (repetitions of repetitions, 1,000 fields) goes on for minutes
 _COMPILES_WITHIN_S = 3.0
 _MOST_KNOWN = 10_000
+_MOST_TRIED = 500  # by one process: the library keeps them all, 0.1 to 1 MB each
 # what xgrammar 0.1.2x passes over in silence: an answer might break it
 _PASSED_OVER = {
     *("not", "if", "then", "else", "dependentRequired", "dependentSchemas", "uniqueItems", "contains"),
@@ -35,6 +36,7 @@ class GrammarCheck:
         self._folder = folder
         self._thread = ThreadPoolExecutor(1)
         self._child: Child | None = None
+        self._tried = 0
         self._problems: dict[str, str] = {}  # of grammars that were tried, by digest; empty: none
 
     async def check(self, grammar: Grammar) -> None:
@@ -72,6 +74,9 @@ class GrammarCheck:
             RefusedError: It ends the process or takes too long, which another time it may not.
         """
         try:
+            self._tried += 1
+            if self._tried % _MOST_TRIED == 0:
+                self._end()
             if self._child is None:
                 self._child = Child("tasks.engine.grammar_worker")
                 self._child.send({"folder": str(self._folder)})
