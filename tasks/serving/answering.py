@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -12,10 +12,10 @@ from tasks.engine import Ended, Group, Piece, Request
 from tasks.errors import EngineDiedError, EngineError
 from tasks.records import Answer
 from tasks.serving.admission import Admission
-from tasks.serving.follower import Follower
 from tasks.serving.problems import ApiError, of_engine
 from tasks.serving.replica import Replica
 
+Choose = Callable[[], Awaitable[Replica]]
 _TRIES = 3  # a request that ends the engine as often is not sent again
 
 
@@ -29,31 +29,29 @@ class Whole(NamedTuple):
 class Answering:
     """The answers to some requests, all from one version: a context in which they have their places."""
 
-    def __init__(
-        self,
-        follower: Follower,
-        admission: Admission,
-        requests: Sequence[Request],
-        *,
-        replica: Replica,
-        deadline: float,
-    ) -> None:
+    def __init__(self, choose: Choose, admission: Admission, requests: Sequence[Request], *, deadline: float) -> None:
         """Take the requests.
 
         Args:
-            follower: Knows what answers.
+            choose: Returns what answers them now, when it is their turn; raises ApiError where nothing does.
             admission: Knows whether there is room.
             requests: What to answer.
-            replica: What they were made for; where another version answers by then, that one does.
             deadline: By the event loop's clock.
         """
-        self.replica = replica
-        self._follower = follower
+        self._choose = choose
         self._admission = admission
         self._requests = requests
         self._deadline = deadline
+        self._replica: Replica | None = None
         self._group: Group | None = None
         self._places = AsyncExitStack()
+
+    @property
+    def replica(self) -> Replica:
+        """The version that answers; only once the requests were sent."""
+        if self._replica is None:
+            raise RuntimeError("nothing was sent yet")
+        return self._replica
 
     async def __aenter__(self) -> Self:
         """Wait for places.
@@ -123,9 +121,9 @@ class Answering:
         raise AssertionError
 
     async def _sent(self) -> Group:
-        self.replica = await self._follower.replica()
-        self.replica.in_flight += 1
-        self._group = self.replica.submit(self._requests)
+        self._replica = await self._choose()
+        self._replica.in_flight += 1
+        self._group = self._replica.submit(self._requests)
         return self._group
 
     def _drop(self) -> None:

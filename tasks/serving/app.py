@@ -142,7 +142,9 @@ def _answers(service: Service) -> APIRouter:
         replica = await service.replica_for(asked.model, seen)
         requests = translate.of_chat(asked, style=replica.style, samples=replica.samples)
         form = Chat(asked, seen, replica.style)
-        return await service.answer(request, requests, form, replica, stream=bool(asked.stream), within_s=within_s)
+        return await service.answer(
+            request, requests, form, replica, model=asked.model, stream=bool(asked.stream), within_s=within_s
+        )
 
     @router.post("/v1/completions", response_model=TextCompletion, responses=_streams("TextCompletion"))
     async def completions(request: Request, asked: CompletionRequest, within_s: Within = None) -> Response:
@@ -152,7 +154,9 @@ def _answers(service: Service) -> APIRouter:
         replica = await service.replica_for(asked.model, seen)
         requests = translate.of_completion(asked, samples=replica.samples)
         form = Text(asked, seen, prompts=len(requests) // (asked.n or 1))
-        return await service.answer(request, requests, form, replica, stream=bool(asked.stream), within_s=within_s)
+        return await service.answer(
+            request, requests, form, replica, model=asked.model, stream=bool(asked.stream), within_s=within_s
+        )
 
     return router
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable
+from functools import partial
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -60,7 +61,11 @@ class Service:
         Raises:
             ApiError: It is not served here.
         """
-        replica = await self.follower.replica()
+        try:
+            async with asyncio.timeout(self.deadline_s):
+                replica = await self.follower.replica()
+        except TimeoutError as error:
+            raise ApiError(503, "no engine answers: GET /health/ready tells why", code="engine_stopped") from error
         seen.version = replica.version
         names = {replica.version.name, replica.version.reference, self.follower.reference}
         if model not in names:
@@ -80,6 +85,7 @@ class Service:
         form: Chat | Text,
         replica: Replica,
         *,
+        model: str,
         stream: bool,
         within_s: float | None = None,
     ) -> Response:
@@ -89,7 +95,8 @@ class Service:
             request: As it came.
             requests: What the engine is asked.
             form: How the answers are told.
-            replica: What the requests were made for.
+            replica: What the requests were made for; where another version answers by then, that one does.
+            model: As the client named it.
             stream: Whether answers go out as they come.
             within_s: How long the client gives us, where that is less than `deadline_s`.
         """
@@ -102,14 +109,13 @@ class Service:
                 await _unless_gone(request.receive, _check(replica, requests[0].grammar, deadline))
             finally:
                 replica.in_flight -= 1
-        answering = Answering(self.follower, self.admission, requests, replica=replica, deadline=deadline)
+        answering = Answering(partial(self.replica_for, model, seen), self.admission, requests, deadline=deadline)
         if stream:
             return await self._begun(request, answering, form, deadline)
 
         async def whole() -> Response:
             async with answering:
                 answers = await answering.whole()
-            seen.version = answering.replica.version
             if answers:
                 seen.ttft_s = min(one.answer.ttft_ms for one in answers) / 1000
             return JSONResponse(form.whole(answers, answering.replica))
@@ -128,7 +134,6 @@ class Service:
         except BaseException:
             await answering.__aexit__(None, None, None)
             raise
-        request.state.seen.version = answering.replica.version
         request.state.seen.first_token()
         chunks = form.stream(_chained(came, events), answering.replica)
         return _EventStream(chunks, answering, request.state.seen, deadline)
