@@ -167,6 +167,21 @@ def headers() -> Iterator[bytes]:
     )
     for value in hosts:
         yield http("/v1/models", method="GET").replace(b"Host: 127.0.0.1", b"Host: " + value)
+    for value in (
+        b"",
+        b"0",
+        b"-1",
+        b"nan",
+        b"inf",
+        b"1e999",
+        b"1e308",
+        b"1_000",
+        b"\xff",
+        b"9" * 5000,
+        b"0x10",
+        b"60,60",
+    ):
+        yield http(CHAT, body, headers=(b"X-Vinoflow-Within-S: " + value,))
     keys = (b"", b"Bearer", b"Bearer ", b"Bearer " + b"a" * 20_000, b"Basic YTpi", b"\xff\xfe", b"Bearer a, Bearer b")
     for value in keys:
         yield http("/v1/models", method="GET", headers=(b"Authorization: " + value,))

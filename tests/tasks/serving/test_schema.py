@@ -57,7 +57,10 @@ def _references(part: object) -> list[str]:
 def test_no_fault_and_no_undocumented_answer_in_2000_cases(
     tiny_served: Served, document: Document, tmp_path: Path
 ) -> None:
-    """The document as a client would use it: with the name that is served, and answers of a few tokens."""
+    """The document as a client would use it: the name that is served, answers of a few tokens, and time for them."""
+    for path in ("/v1/chat/completions", "/v1/completions"):
+        (within,) = document["paths"][path]["post"]["parameters"]
+        within["schema"] = {"type": "number", "minimum": 60}
     for name in ("ChatRequest", "CompletionRequest"):
         properties = document["components"]["schemas"][name]["properties"]
         properties["model"] = {"enum": ["tiny"]}
