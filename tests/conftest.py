@@ -18,6 +18,7 @@ from tasks.download import download
 from tasks.export import UNCOMPRESSED, export
 from tasks.recipe_file import load_recipe
 from tasks.records import Checkpoint, ExportedModel
+from tasks.registry import connect
 from tests.gpu_shim import build as gpu_shim
 from tests.tiny import make_tiny
 
@@ -114,6 +115,24 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("VINOFLOW_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
     yield folder
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's tables without a row of ours."""
+    folder = tmp_path_factory.mktemp("empty-store")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VINOFLOW_HOME", str(folder))
+        patch.setenv("MLFLOW_TRACKING_URI", "")
+        connect()
+    return folder / "mlruns" / "mlflow.db"
+
+
+@pytest.fixture
+def with_store(home: Path, empty_store: Path) -> None:
+    """MLflow's tables in the test's home: they take a second to make, and a test's subject is mostly another."""
+    (home / "mlruns").mkdir()
+    shutil.copy(empty_store, home / "mlruns" / "mlflow.db")
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from tests import small
 from tests.killed import Point
 from tests.leftovers import held, killed_registration, stores
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("with_store")]
 NOW = timedelta(0)
 
 

@@ -24,7 +24,7 @@ from tasks.registry import (
 from tasks.registry.ledger import append, finish
 from tests import small
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("with_store")]
 
 
 @pytest.fixture
