@@ -13,7 +13,7 @@ from tasks.registry.files import model_id_of
 from tests import small
 from tests.conftest import Vinoflow
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("with_store")]
 
 
 @pytest.fixture

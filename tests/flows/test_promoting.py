@@ -16,7 +16,7 @@ from tasks.registry.files import local_store, location_of, model_id_of
 from tests import small
 from tests.conftest import Vinoflow
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("with_store")]
 
 
 def stored(version: ModelVersion) -> Path:
