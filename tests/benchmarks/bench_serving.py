@@ -20,7 +20,7 @@ from tests.benchmarks.bench_answers import chats
 from tests.benchmarks.measure import run
 from tests.benchmarks.serving_ways import CLIENTS, NEW_TOKENS
 from tests.benchmarks.table import ratios, show
-from tests.serving import Served, give, home_of, register_version, serving
+from tests.serving import give, home_of, register_version, serving
 
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(3600)]
 ROUNDS = 3
@@ -37,16 +37,26 @@ def server(smollm2_export: ExportedModel, recipe: Recipe, tmp_path_factory: pyte
 
 
 def test_speed_against_the_bare_engine(
-    server: Served, smollm2_export: ExportedModel, recipe: Recipe, tmp_path: Path
+    folder: Path, smollm2_export: ExportedModel, recipe: Recipe, tmp_path: Path
 ) -> None:
     given = tmp_path / "prompts.json"
     given.write_text(json.dumps(chats(recipe, smollm2_export.path)))
-    ways = {"bare": smollm2_export.path, "served": server.url}
-    found: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
+
+    def measured(way: str, where: object) -> dict[str, Any]:
+        done = run([sys.executable, "-m", "tests.benchmarks.serving_ways", way, where, given])
+        return dict(json.loads(done.stdout.splitlines()[-1]))
+
+    def bare() -> dict[str, Any]:
+        return measured("bare", smollm2_export.path)
+
+    def served() -> dict[str, Any]:
+        with serving(f"{recipe.name}@champion", tmp_path) as server:  # a new one, with nothing in its prefix cache
+            return measured("served", server.url)
+
+    found: dict[str, list[dict[str, Any]]] = {"bare": [], "served": []}
     for number in range(ROUNDS):
-        for way in ways if number % 2 == 0 else reversed(ways):
-            done = run([sys.executable, "-m", "tests.benchmarks.serving_ways", way, ways[way], given])
-            found[way].append(json.loads(done.stdout.splitlines()[-1]))
+        for way in (bare, served) if number % 2 == 0 else (served, bare):
+            found[way.__name__].append(way())
     show(
         f"Streaming clients, at most {NEW_TOKENS} tokens an answer ({ROUNDS} rounds; served / bare, above 1 is faster)",
         (
@@ -77,9 +87,13 @@ def _row(clients: str, found: dict[str, list[dict[str, Any]]]) -> tuple[str, ...
     )
 
 
-def test_memory_over_5000_requests(server: Served, recipe: Recipe) -> None:
+def test_memory_over_5000_requests(folder: Path, recipe: Recipe, tmp_path: Path) -> None:
     looks = []
-    with httpx.Client(timeout=120, limits=httpx.Limits(max_connections=32)) as client, ThreadPoolExecutor(32) as pool:
+    with (
+        serving(f"{recipe.name}@champion", tmp_path) as server,
+        httpx.Client(timeout=120, limits=httpx.Limits(max_connections=32)) as client,
+        ThreadPoolExecutor(32) as pool,
+    ):
 
         def ask(number: int) -> int:
             stream = number % 2 == 0

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from tasks import telemetry
 
 NEW_TOKENS = 96
-CLIENTS = {1: 16, 8: 80, 32: 200}  # with how many requests together
+CLIENTS = {1: 12, 8: 64, 32: 160}  # with how many requests together
 
 
 def bare(folder: str, prompts: list[str]) -> dict[int, dict[str, Any]]:
