@@ -28,12 +28,12 @@ REQUESTS, LOOKS = 5000, 10
 
 
 @pytest.fixture(scope="module")
-def server(smollm2_export: ExportedModel, recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def folder(smollm2_export: ExportedModel, recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A home whose champion is the real model."""
     folder = tmp_path_factory.mktemp("served")
     with home_of(folder):
         give(register_version(smollm2_export, recipe, folder))
-        with serving(f"{recipe.name}@champion", folder) as server:
-            yield server
+        yield folder
 
 
 def test_speed_against_the_bare_engine(
