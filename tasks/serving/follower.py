@@ -21,6 +21,11 @@ _LOOK_S = 0.02
 OnSwap = Callable[[str], None]  # with its result: done, failed
 
 
+def backoff_s(attempts: int, *, first: float, most: float) -> float:
+    """Return the seconds to wait after so many attempts: `first`, then twice as long each time, up to `most`."""
+    return min(first * 2.0 ** min(attempts - 1, 60), most)
+
+
 class Follower:
     """Holds the version that answers, and replaces it when the reference names another one."""
 
@@ -67,7 +72,7 @@ class Follower:
                 await self._follow(named)
 
     async def _follow(self, named: ModelVersion) -> None:
-        served = self.current.version if self.current else None
+        served = self.current.version if self.current and self.current.state != "loading" else None
         if served and (named.version, named.digest) == (served.version, served.digest):
             self._tell("following")
             return
@@ -81,7 +86,7 @@ class Follower:
         except Exception as error:
             if not isinstance(error, VinoflowError):
                 _log.exception("a bug came up in the swap to %s", named.reference)
-            wait = min(self._settings.retry_s * 2.0 ** (attempts - 1), self._settings.retry_most_s)
+            wait = backoff_s(attempts, first=self._settings.retry_s, most=self._settings.retry_most_s)
             self._next_try = time.monotonic() + wait
             self._tell("failed", target=named.reference, error=str(error), attempts=attempts, next_try_s=wait)
             _log.error("%s is not served: %s; next try in %.0f s", named.reference, error, wait)
@@ -105,7 +110,7 @@ class Follower:
             await self._emptied(old)
             await old.close()
             self.current = await self._loaded(model)
-        except BaseException:
+        except Exception:
             self.current = Replica(PulledModel(path=old.path, version=old.version), self._settings)
             await self.current.start()
             raise

@@ -20,6 +20,7 @@ from tasks.engine import Request
 from tasks.manifest import build_manifest, write_manifest
 from tasks.records import ExportedModel, ModelVersion
 from tasks.registry import pull
+from tasks.serving.follower import backoff_s
 from tests import small
 from tests.serving import EXACT, Served, home_of, point, register_and_ask, register_version, serving, variant
 
@@ -221,6 +222,11 @@ def test_where_memory_does_not_hold_two_requests_wait(versions: Versions, tmp_pa
         assert clients.wrong == []
         assert {version.reference for version in versions.good[:3]} >= set(clients.by_version)
         assert max(engines) == 1
+
+
+def test_tries_come_at_longer_and_longer_intervals_for_ever() -> None:
+    waits = [backoff_s(attempts, first=5, most=300) for attempts in (1, 2, 3, 7, 5000)]
+    assert waits == [5, 10, 20, 300, 300]
 
 
 def _serves(url: str, target: ModelVersion) -> bool:
