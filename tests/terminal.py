@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import select
+import signal
 import sys
 import time
 from types import TracebackType
@@ -22,6 +23,8 @@ class Terminal:
         self.pid, self._screen = pty.fork()
         if self.pid == 0:
             os.chdir(ROOT)
+            for one in (signal.SIGINT, signal.SIGTERM):  # tests may run where a shell ignores them
+                signal.signal(one, signal.SIG_DFL)
             os.execve(sys.executable, command, env)
         self.shown = ""
 
