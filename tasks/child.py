@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import Any, Self
 
 from tasks import telemetry
 from tasks.errors import WorkerError
@@ -27,6 +27,38 @@ Message = dict[str, Any]
 _LOG_TAIL = 2000
 # torch's threads wait for each other in a busy loop; with other work on the machine that took 5 times as long
 _PATIENT = {"OMP_WAIT_POLICY": "passive"}
+
+
+class _Lines:
+    """Whole lines from a pipe."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._buffer = b""
+        self._poll = select.poll()  # not select(), which knows no descriptor above 1023
+        self._poll.register(descriptor, select.POLLIN)
+
+    def read(self, timeout_s: float | None) -> bytes | None:
+        """Return the next line; none once the other side is gone.
+
+        Raises:
+            TimeoutError: It did not come within `timeout_s` seconds; none: wait for ever.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while b"\n" not in self._buffer:
+            wait = None if deadline is None else 1000 * max(0.0, deadline - time.monotonic())
+            if not self._poll.poll(wait):
+                raise TimeoutError
+            if not self.fill():
+                return None
+        line, self._buffer = self._buffer.split(b"\n", 1)
+        return line
+
+    def fill(self) -> bool:
+        """Take in what is there; return whether the other side is."""
+        block = os.read(self._descriptor, 1 << 16)
+        self._buffer += block
+        return bool(block)
 
 
 class Child:
@@ -51,7 +83,8 @@ class Child:
         finally:
             os.close(child_in)
             os.close(child_out)
-        self._buffer = b""
+        os.set_blocking(self._to_child, False)
+        self._lines = _Lines(self._from_child)
 
     @property
     def pid(self) -> int:
@@ -59,15 +92,21 @@ class Child:
         return self.process.pid
 
     def send(self, message: Message) -> None:
-        """Send one message.
+        """Send one message, and take in meanwhile what the child says, so that neither waits for the other for ever.
 
         Raises:
             WorkerError: The child has ended.
         """
         data = json.dumps(message).encode() + b"\n"
+        poll = select.poll()
+        poll.register(self._to_child, select.POLLOUT)
+        poll.register(self._from_child, select.POLLIN)
         try:
             while data:
-                data = data[os.write(self._to_child, data) :]
+                if self._to_child in dict(poll.poll()):
+                    data = data[os.write(self._to_child, data) :]
+                elif not self._lines.fill():
+                    raise self.ended()
         except (BrokenPipeError, OSError) as error:
             raise self.ended() from error
 
@@ -78,16 +117,12 @@ class Child:
             WorkerError: The child ended (with its signal or exit code and the end of its log) or said nothing
                 in time; in the second case it still runs.
         """
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        while b"\n" not in self._buffer:
-            wait = None if deadline is None else max(0.0, deadline - time.monotonic())
-            if not select.select([self._from_child], [], [], wait)[0]:
-                raise WorkerError(f"{self.module} said nothing for {timeout_s:.0f} s{self._log_tail()}")
-            block = os.read(self._from_child, 1 << 16)
-            if not block:
-                raise self.ended()
-            self._buffer += block
-        line, self._buffer = self._buffer.split(b"\n", 1)
+        try:
+            line = self._lines.read(timeout_s)
+        except TimeoutError:
+            raise WorkerError(f"{self.module} said nothing for {timeout_s:.0f} s{self._log_tail()}") from None
+        if line is None:
+            raise self.ended()
         message: Message = json.loads(line)
         return message
 
@@ -185,8 +220,8 @@ class Parent:
 
     def __init__(self, incoming: int, outgoing: int) -> None:
         """Open the pipes that the parent handed over."""
-        self._incoming: TextIO = os.fdopen(incoming, "r", encoding="utf-8")
-        self._outgoing: TextIO = os.fdopen(outgoing, "w", encoding="utf-8")
+        self._lines = _Lines(incoming)
+        self._outgoing = os.fdopen(outgoing, "w", encoding="utf-8")
         self._lock = threading.Lock()
 
     def send(self, **message: Any) -> None:
@@ -196,10 +231,14 @@ class Parent:
             self._outgoing.write(line)
             self._outgoing.flush()
 
-    def receive(self) -> Message | None:
-        """Return the parent's next message, or None once the parent is gone."""
-        line = self._incoming.readline()
-        return json.loads(line) if line else None
+    def receive(self, *, timeout_s: float | None = None) -> Message | None:
+        """Return the parent's next message, or None once the parent is gone.
+
+        Raises:
+            TimeoutError: None came within `timeout_s` seconds.
+        """
+        line = self._lines.read(timeout_s)
+        return None if line is None else json.loads(line)
 
 
 def parent_from_arguments() -> Parent:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -54,6 +55,7 @@ class Request(Record):
         return {
             "op": "add",
             "id": number,
+            "sent": time.monotonic(),
             "messages": [one if isinstance(one, dict) else one.model_dump() for one in self.messages],
             "tools": self.tools,
             "prompt": self.prompt,

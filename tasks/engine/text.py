@@ -5,36 +5,72 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 _BROKEN = "\ufffd"  # what a decoder writes for the first bytes of a character whose last ones are not there yet
-Decode = Callable[[Sequence[int]], str]
+Decode = Callable[[list[list[int]]], list[str]]
 
 
 class Detokenizer:
-    """Decodes tokens as they come, each with the few before it, since what a token says depends on its neighbours.
+    """One answer's tokens as they come, each read with the few before it, since what it says depends on its neighbours.
 
     Source: text-generation-inference and vLLM, incremental detokenization by two offsets.
     """
 
-    def __init__(self, decode: Decode) -> None:
-        """Take the tokenizer's own decoding of a whole sequence."""
-        self._decode = decode
+    def __init__(self) -> None:
+        """Begin with nothing."""
         self._ids: list[int] = []
         self._prefix = self._read = 0  # text up to `_read` was given; decoding begins at `_prefix`
-        self._before = ""  # the text of the tokens from `_prefix` to `_read`
+        self._held = ""
 
-    def add(self, ids: Sequence[int]) -> str:
-        """Return the text that these tokens complete."""
+    def add(self, ids: Sequence[int]) -> None:
+        """Take new tokens; `pieces` tells what they say."""
         self._ids += ids
-        text = self._decode(self._ids[self._prefix :])
-        if len(text) <= len(self._before) or text.endswith(_BROKEN):
+
+    @property
+    def rows(self) -> tuple[list[int], list[int]]:
+        """The tokens to decode: those whose text was given, and the same with those that came since."""
+        return self._ids[self._prefix : self._read], self._ids[self._prefix :]
+
+    def piece(self, before: str, text: str) -> str:
+        """Return what the new tokens complete, from the texts of the rows."""
+        self._held = text[len(before) :]
+        if not self._held or text.endswith(_BROKEN):
             return ""
-        piece = text[len(self._before) :]
         self._prefix, self._read = self._read, len(self._ids)
-        self._before = self._decode(self._ids[self._prefix : self._read])
-        return piece
+        return self.rest()
 
     def rest(self) -> str:
         """Return what was held back, a broken character too."""
-        return self._decode(self._ids[self._prefix :])[len(self._before) :]
+        held, self._held = self._held, ""
+        return held
+
+
+def pieces(answers: Sequence[Detokenizer], decode: Decode) -> list[str]:
+    """Return what the new tokens of each answer complete; one call of the decoder, which hardly asks for how many."""
+    texts = decode([row for answer in answers for row in answer.rows]) if answers else []
+    return [answer.piece(*texts[2 * place : 2 * place + 2]) for place, answer in enumerate(answers)]
+
+
+def of_any_lengths(decode: Decode, known: list[int]) -> Decode:
+    """Return a decoder for rows of different lengths.
+
+    That is the given one where the token that fills short rows up says nothing; else it is called once a length.
+
+    Args:
+        decode: Decodes rows of tokens.
+        known: Some tokens to try it with.
+    """
+    short, long = known[:1], 3 * known
+    if decode([short, long]) == [*decode([short]), *decode([long])]:
+        return decode
+
+    def by_length(rows: list[list[int]]) -> list[str]:
+        texts = [""] * len(rows)
+        for length in {len(row) for row in rows if row}:
+            places = [place for place, row in enumerate(rows) if len(row) == length]
+            for place, text in zip(places, decode([rows[place] for place in places]), strict=True):
+                texts[place] = text
+        return texts
+
+    return by_length
 
 
 class StopStrings:

@@ -1,15 +1,14 @@
 """The engine's child process: one continuous-batching pipeline that all requests share.
 
-It has a process of its own because `step()` holds the GIL; a thread takes requests in while it steps. What one step
-made for all requests goes out as one message.
+It has a process of its own because `step()` holds the GIL. Requests are taken in between steps, and what one step made
+for all of them goes out as one message.
 """
 
 from __future__ import annotations
 
 import json
-import queue
+import os
 import resource
-import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,11 @@ from typing import Any
 import numpy as np
 
 from tasks.child import Message, Parent, parent_from_arguments
-from tasks.engine.text import Detokenizer, StopStrings
+from tasks.engine.text import Detokenizer, StopStrings, of_any_lengths, pieces
+
+# What the CPU plugin compiles for each number of tokens that a step ever had: by default 5,000 such things, which take
+# 25 times a small model's cache of keys and values; with 100 the speed is the same.
+_KEPT_KERNELS = "100"
 
 
 @dataclass
@@ -32,7 +35,7 @@ class Running:
     told: bool  # whether the answer's prompt and times are wanted
     prompt: str
     prompt_ids: list[int]
-    started: float
+    started: float  # when it was sent, by the clock that all processes share
     token_ids: list[int] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
     text: str = ""
@@ -44,6 +47,7 @@ class EngineProcess:
     """Loads a model and answers requests until its parent is gone."""
 
     def __init__(self, parent: Parent, start: Message) -> None:
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", _KEPT_KERNELS)
         import openvino_genai
 
         self.genai = openvino_genai
@@ -53,42 +57,41 @@ class EngineProcess:
         scheduler.enable_prefix_caching = start["prefix_caching"]
         scheduler.cache_size = start["kv_cache_gb"]  # 0: as much as the requests under way need
         folder = Path(start["folder"])
-        started = time.perf_counter()
+        started = time.monotonic()
+        config = {"CPU_RUNTIME_CACHE_CAPACITY": _KEPT_KERNELS} if start["device"] == "CPU" else {}
         self.pipeline = openvino_genai.ContinuousBatchingPipeline(
-            str(folder), scheduler, start["device"], start["ov_config"]
+            str(folder), scheduler, start["device"], config | start["ov_config"]
         )
         self.tokenizer = self.pipeline.get_tokenizer()
-        self.load_ms = (time.perf_counter() - started) * 1000
+        known = self.tokenizer.encode("a", add_special_tokens=False).input_ids.data[0].tolist()
+        self.decode = of_any_lengths(self.tokenizer.decode, known)
+        self.load_ms = (time.monotonic() - started) * 1000
         config = json.loads((folder / "config.json").read_bytes())
         context = config.get("max_position_embeddings") or 1 << 30
         self.context = min(context, start["max_tokens"] or context)
         self.vocabulary = config.get("vocab_size") or 1 << 31
-        self.inbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         self.running: dict[int, Running] = {}
 
     def serve(self) -> None:
         """Step while there are requests, wait while there are none, end when the parent is gone."""
-        threading.Thread(target=self._read, daemon=True).start()
         self.parent.send(event="ready", load_ms=self.load_ms, context=self.context)
-        while True:
-            while not self.running or not self.inbox.empty():
-                message = self.inbox.get()
-                if message is None:
-                    return
-                self._take(message)
+        while self._take_all():
             self.pipeline.step()
-            now = time.perf_counter()
-            pieces = [piece for number in list(self.running) if (piece := self._collect(number, now))]
-            if pieces:
-                self.parent.send(event="pieces", pieces=pieces)
+            if said := self._collect(time.monotonic()):
+                self.parent.send(event="pieces", pieces=said)
             for number in [number for number, request in self.running.items() if request.finish_reason]:
                 self._finish(number)
 
-    def _read(self) -> None:
-        while (message := self.parent.receive()) is not None:
-            message["received"] = time.perf_counter()
-            self.inbox.put(message)
-        self.inbox.put(None)
+    def _take_all(self) -> bool:
+        """Take what the parent has sent, and wait where there is nothing to do; return whether it is still there."""
+        while True:
+            try:
+                message = self.parent.receive(timeout_s=0 if self.running else None)
+            except TimeoutError:
+                return True
+            if message is None:
+                return False
+            self._take(message)
 
     def _take(self, message: Message) -> None:
         number = message["id"]
@@ -130,13 +133,13 @@ class EngineProcess:
         handle = self.pipeline.add_request(number, ids, generation)
         return Running(
             handle,
-            Detokenizer(self.tokenizer.decode),
+            Detokenizer(),
             StopStrings(message["stop"]),
             message["logprobs"],
             message["told"],
             prompt,
             ids.data[0].tolist(),
-            message["received"],
+            message["sent"],
         )
 
     def _encode(self, message: Message) -> tuple[str, Any]:
@@ -157,32 +160,42 @@ class EngineProcess:
             prompt, special = message["prompt"], message["add_special_tokens"]
         return prompt, self.tokenizer.encode(prompt, add_special_tokens=special).input_ids
 
-    def _collect(self, number: int, now: float) -> list[Any] | None:
-        """Take what a step made for a request; return [id, text, log-probabilities] where that is worth a message."""
-        request = self.running[number]
-        first = not request.times
-        text, logprobs = self._generated(request, now)
+    def _collect(self, now: float) -> list[list[Any]]:
+        """Take what a step made; return [id, text, log-probabilities] of each request where that is worth a message."""
+        logprobs = {number: self._generated(request, now) for number, request in self.running.items()}
+        made = [number for number, request in self.running.items() if request.times[-1:] == [now]]
+        texts = pieces([self.running[number].detokenizer for number in made], self.decode)
+        new = dict(zip(made, texts, strict=True))
+        return [
+            [number, text, logprobs[number]]
+            for number, request in self.running.items()
+            if (text := self._said(request, new.get(number, ""))) or logprobs[number] or request.times[:1] == [now]
+        ]
+
+    def _said(self, request: Running, new: str) -> str:
+        """Return what of a request's text is certain to stay; note whether it is over."""
+        text = request.stops.add(new)
         request.finish_reason = self._end(request)
         if request.finish_reason and not request.stops.found:
             text += request.stops.add(request.detokenizer.rest()) + request.stops.rest()
         request.text += text
-        return [number, text, logprobs] if text or logprobs or (first and request.times) else None
+        return text
 
-    def _generated(self, request: Running, now: float) -> tuple[str, list[list[Any]]]:
-        """Return the new text, and each new token with its log-probability where that is wanted."""
-        text, logprobs = "", []
+    def _generated(self, request: Running, now: float) -> list[list[Any]]:
+        """Take a request's new tokens; return each with its log-probability where that is wanted."""
+        logprobs = []
         while request.handle.can_read():
             for output in request.handle.read().values():
                 ids = output.generated_ids
                 request.token_ids += ids
                 request.times += [now] * len(ids)
-                text += request.stops.add(request.detokenizer.add(ids))
+                request.detokenizer.add(ids)
                 if request.logprobs:
                     pairs = zip(ids, output.generated_log_probs, strict=False)
                     logprobs += [[self.tokenizer.decode([token]), value] for token, value in pairs]
                 if output.finish_reason != self.genai.GenerationFinishReason.NONE:
                     request.finish_reason = output.finish_reason.name.lower()
-        return text, logprobs
+        return logprobs
 
     def _end(self, request: Running) -> str:
         """Return why a request is over; empty: it is not."""

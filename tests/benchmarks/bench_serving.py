@@ -23,7 +23,7 @@ from tests.benchmarks.table import ratios, show
 from tests.serving import give, home_of, register_version, serving
 
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(3600)]
-ROUNDS = 3
+ROUNDS = 5
 REQUESTS, LOOKS = 5000, 10
 
 
