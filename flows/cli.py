@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from flows.commands import asking, chatting, handing_on, keeping, ledger, looking, making, promoting, serving
+from flows.commands import asking, batching, chatting, handing_on, keeping, ledger, looking, making, promoting, serving
 from tasks import locations, telemetry
 from tasks.errors import DiskFullError, VinoflowError
 
@@ -26,6 +26,8 @@ for command in (
     making.export_and_validate,
     asking.ask,
     chatting.chat,
+    batching.batch,
+    batching.lineage,
     promoting.promote,
     promoting.rollback,
     promoting.approve,

@@ -15,6 +15,7 @@
     ├── EngineError (RuntimeError)                the engine did not answer a request
     │   ├── RefusedError (ValueError)             ... because it cannot: the prompt is empty or too long, say
     │   └── EngineDiedError                       ... because its process ended
+    ├── BatchError (ValueError)                   input, output or cluster of a batch are not what they should be
     ├── ServingError (RuntimeError)               the server cannot listen where it should
     ├── RegistryError (RuntimeError)              the registry does not answer, or refuses
     │   ├── VersionNotFoundError (LookupError)    no such model, version or alias
@@ -88,6 +89,10 @@ class RefusedError(EngineError, ValueError):
 
 class EngineDiedError(EngineError):
     """The engine's process ended before the request was answered."""
+
+
+class BatchError(VinoflowError, ValueError):
+    """The input, the output or the cluster of a batch is not what it should be."""
 
 
 class ServingError(VinoflowError, RuntimeError):

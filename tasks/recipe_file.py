@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
-from tasks.config import Recipe, Serving, keys_from_environment
+from tasks.config import Batch, Recipe, Serving, keys_from_environment
 from tasks.errors import RecipeError
 
 
@@ -72,6 +72,52 @@ def load_serving(path: Path | None, **options: object) -> Serving:
         ) from error
     except ValueError as error:
         raise RecipeError(str(error)) from error
+
+
+def load_batch(path: Path | None, *, assignments: Sequence[str] = (), **options: object) -> Batch:
+    """Read how to answer a batch.
+
+    Args:
+        path: A YAML file; none: the defaults.
+        assignments: `NAME=VALUE`, where NAME may be a path (`columns.prompt`) and VALUE is YAML; before the file's.
+        options: Fields by such names, which come before both; None: not given.
+
+    Raises:
+        RecipeError: The file is missing or not YAML, or a field is wrong; names the file, field and value.
+    """
+    data = _read_yaml(path, "settings") if path else {}
+    for name, value in [*map(_assignment, assignments), *options.items()]:
+        if value is not None:
+            _assign(data, name, value)
+    try:
+        return Batch.model_validate(data)
+    except ValidationError as error:
+        where = f"settings {path}" if path else "settings"
+        raise RecipeError(
+            f"{where}: {_explain(error)}".replace("`vinoflow schema`", "`vinoflow schema batch`")
+        ) from error
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    name, sign, value = text.partition("=")
+    if not (name and sign):
+        raise RecipeError(f"--set {text!r} is not NAME=VALUE: `vinoflow schema batch` lists the names")
+    try:
+        return name.strip(), yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"--set {name}: {value!r} is not YAML: {' '.join(str(error).split())}") from error
+
+
+def _assign(data: dict[str, Any], name: str, value: object) -> None:
+    """Set a field by its path."""
+    *path, last = name.split(".")
+    for part in path:
+        inner = data.get(part, {})
+        if not isinstance(inner, dict):
+            raise RecipeError(f"{name}: {part} is {inner!r}, which has no fields")
+        data[part] = inner = dict(inner)
+        data = inner
+    data[last] = value
 
 
 def _explain(error: ValidationError) -> str:

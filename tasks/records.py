@@ -225,6 +225,11 @@ class ModelVersion(Record):
         """`NAME/VERSION`."""
         return f"{self.name}/{self.version}"
 
+    @property
+    def fingerprint(self) -> str:
+        """`NAME/VERSION-DIGEST`, the digest's first 12 digits."""
+        return f"{self.reference}-{self.digest[:12]}"
+
 
 class Evidence(Record):
     """What is there to judge a version by, and what is wrong with it."""

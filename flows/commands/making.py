@@ -88,10 +88,13 @@ def explain_loss(recipe: RecipePath, as_json: AsJson = False) -> None:
 
 
 def schema(
-    what: Annotated[Literal["recipe", "serve"], typer.Argument(help="A recipe, or the settings of serve.")] = "recipe",
+    what: Annotated[
+        Literal["recipe", "serve", "batch"], typer.Argument(help="A recipe, or the settings of serve or batch.")
+    ] = "recipe",
 ) -> None:
     """Print a JSON schema, for an editor to complete and check by."""
-    from tasks.config import Recipe, Serving
+    from tasks.config import Batch, Recipe, Serving
+    from tasks.config.base import Config
 
-    described = Recipe if what == "recipe" else Serving
-    typer.echo(json.dumps(described.model_json_schema(), indent=2))
+    described: dict[str, type[Config]] = {"recipe": Recipe, "serve": Serving, "batch": Batch}
+    typer.echo(json.dumps(described[what].model_json_schema(), indent=2))

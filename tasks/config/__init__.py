@@ -1,5 +1,7 @@
 """Recipes: what one YAML file in configs/ says about one model. `tasks.recipe_file` reads them."""
 
+from tasks.config.batch import Batch
+from tasks.config.batch import Kind as BatchKind
 from tasks.config.export import Export
 from tasks.config.recipe import AliasPolicy, Recipe, Registry, alias_name
 from tasks.config.serving import Serving, keys_from_environment
@@ -9,6 +11,8 @@ from tasks.config.validation import Expectation, Gate, Message, ReferencePrompt,
 __all__ = [
     "COMMIT",
     "AliasPolicy",
+    "Batch",
+    "BatchKind",
     "Expectation",
     "Export",
     "Gate",

@@ -30,6 +30,7 @@ class Ended(NamedTuple):
 
     place: int
     answer: Answer
+    logprobs: list[tuple[str, float]]  # of its tokens, where the request asks for them and nothing streamed
 
 
 class Group:
@@ -148,12 +149,12 @@ class AsyncEngine(asyncio.Protocol):
         """The process's id."""
         return self._child.pid
 
-    def submit(self, requests: Sequence[Request]) -> Group:
-        """Send requests, and return what will tell of their answers."""
+    def submit(self, requests: Sequence[Request], *, streams: bool) -> Group:
+        """Send requests, and return what will tell of their answers, in pieces too where it `streams`."""
         group = Group(self, self._next, len(requests))
         for number, request in enumerate(requests, self._next):
             self._groups[number] = group
-            self._send(request.message(number, told=False))
+            self._send(request.message(number, streams=streams))
         self._next += len(requests)
         if self.ended.done():
             group.put(EngineDiedError(f"the engine stopped: {self.ended.result()}"))
@@ -213,7 +214,7 @@ class AsyncEngine(asyncio.Protocol):
             return
         if kind == "done":
             self.peak_rss_bytes = event["peak_rss_bytes"]
-            answer = Answer.model_construct(**event["completion"]["answer"])
-            group.put(Ended(group.place(event["id"]), answer))
+            made = event["completion"]
+            group.put(Ended(group.place(event["id"]), Answer.model_construct(**made["answer"]), made["logprobs"]))
         else:
             group.put((RefusedError if event["refused"] else EngineError)(event["error"]))

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
 from pydantic import Field
 
 from tasks.child import Child
 from tasks.config import Message
-from tasks.errors import DeviceError, EngineError, RefusedError, WorkerError
+from tasks.errors import DeviceError, EngineDiedError, EngineError, RefusedError, WorkerError
 from tasks.records import Answer, Record
+
+Key = TypeVar("Key")
 
 
 class Grammar(Record):
@@ -39,17 +41,18 @@ class Request(Record):
     max_new_tokens: int = 256
     strict: bool = Field(False, description="Refuse, where the context has no room for max_new_tokens; else cut there.")
     stop: tuple[str, ...] = Field((), description="The answer ends before the first of these.")
-    logprobs: bool = Field(False, description="Whether pieces carry the log-probability of each token.")
+    logprobs: bool = Field(False, description="Whether the log-probability of each token is told.")
     grammar: Grammar | None = None
     generation: dict[str, float | int | bool] = Field(
         {}, description="Other fields of openvino_genai.GenerationConfig."
     )
 
-    def message(self, number: int, *, told: bool) -> dict[str, object]:
+    def message(self, number: int, *, streams: bool = True, told: bool = False) -> dict[str, object]:
         """Return the request as the engine's process reads it.
 
         Args:
             number: Its id there.
+            streams: Whether the answer comes in pieces, too.
             told: Whether the completion tells the prompt, its tokens and the time of each token.
         """
         return {
@@ -65,9 +68,17 @@ class Request(Record):
             "stop": self.stop,
             "logprobs": self.logprobs,
             "grammar": self.grammar and self.grammar.message(),
+            "streams": streams,
             "told": told,
             "generation": {"do_sample": False, **self.generation, "max_new_tokens": self.max_new_tokens},
         }
+
+
+class Whole(NamedTuple):
+    """One answer from its first to its last token."""
+
+    answer: Answer
+    logprobs: list[tuple[str, float]]  # each token as text with its log-probability, where the request asks for it
 
 
 class Completion(Record):
@@ -118,6 +129,7 @@ class Engine:
         device: str,
         ov_config: dict[str, str] | None = None,
         prefix_caching: bool = True,
+        kv_cache_gb: int = 0,
         load_timeout_s: float = 900,
     ) -> None:
         """Load a model folder.
@@ -131,7 +143,13 @@ class Engine:
         self._next_id = 0
         try:
             self._child.send(
-                start_message(folder, device=device, ov_config=ov_config or {}, prefix_caching=prefix_caching)
+                start_message(
+                    folder,
+                    device=device,
+                    ov_config=ov_config or {},
+                    prefix_caching=prefix_caching,
+                    kv_cache_gb=kv_cache_gb,
+                )
             )
             ready = self._child.receive(timeout_s=load_timeout_s)
             if ready["event"] != "ready":
@@ -188,6 +206,50 @@ class Engine:
         finally:
             for index in remaining:  # the caller gave up, or one request failed
                 self._child.send({"op": "cancel", "id": first + index})
+
+    def stream(
+        self, requests: Iterable[tuple[Key, Request]], *, window: int, timeout_s: float = 600
+    ) -> Iterator[tuple[Key, Whole | EngineError]]:
+        """Answer requests without end, and yield each with its key as it is done, an error where there is no answer.
+
+        Requests are taken as places get free, so that their number does not matter: the batch never runs dry while
+        there are some.
+
+        Args:
+            requests: What to answer.
+            window: So many are in flight.
+            timeout_s: The engine may be silent for this many seconds at most, while it answers something.
+
+        Raises:
+            EngineDiedError: The engine's process has ended, or went silent; what was in flight is not answered.
+        """
+        waiting: Iterator[tuple[Key, Request]] = iter(requests)
+        in_flight: dict[int, Key] = {}
+        try:
+            while True:
+                while len(in_flight) < window and (given := next(waiting, None)) is not None:
+                    key, request = given
+                    in_flight[self._next_id] = key
+                    self._next_id += 1
+                    self._child.send(request.message(self._next_id - 1, streams=False))
+                if not in_flight:
+                    return
+                event = self._child.receive(timeout_s=timeout_s)
+                if event.get("id") not in in_flight:  # a sign of life, or of an earlier call that was given up
+                    continue
+                key = in_flight.pop(event["id"])
+                if event["event"] == "failed":
+                    yield key, (RefusedError if event["refused"] else EngineError)(event["error"])
+                else:
+                    self.peak_rss_bytes = event["peak_rss_bytes"]
+                    made = event["completion"]
+                    yield key, Whole(Answer.model_construct(**made["answer"]), made["logprobs"])
+        except WorkerError as error:
+            in_flight.clear()
+            raise EngineDiedError(f"the engine stopped: {error}") from error
+        finally:
+            for number in in_flight:  # the caller gave up
+                self._child.send({"op": "cancel", "id": number})
 
     def answer(self, request: Request, *, on_text: Callable[[str], None] = lambda _: None) -> Completion:
         """Answer one request."""

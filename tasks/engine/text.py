@@ -79,6 +79,7 @@ class StopStrings:
     def __init__(self, stops: Sequence[str]) -> None:
         """Take the strings; none of them is empty."""
         self._stops = stops
+        self.some = bool(stops)
         self._held = ""
         self.found = False
 

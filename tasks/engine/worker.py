@@ -22,6 +22,7 @@ from tasks.engine.text import Detokenizer, StopStrings, of_any_lengths, pieces
 # What the CPU plugin compiles for each number of tokens that a step ever had: by default 5,000 such things, which take
 # 25 times a small model's cache of keys and values; with 100 the speed is the same.
 _KEPT_KERNELS = "100"
+_SIGN_OF_LIFE_S = 10.0
 
 
 @dataclass
@@ -32,6 +33,7 @@ class Running:
     detokenizer: Detokenizer
     stops: StopStrings
     logprobs: bool
+    streams: bool  # whether pieces are wanted as they come
     told: bool  # whether the answer's prompt and times are wanted
     prompt: str
     prompt_ids: list[int]
@@ -39,8 +41,14 @@ class Running:
     token_ids: list[int] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
     text: str = ""
+    kept: list[list[Any]] = field(default_factory=list)  # tokens with their log-probabilities, where nothing streams
     finish_reason: str = ""
     cancelled: bool = False
+
+    @property
+    def read_along(self) -> bool:
+        """Whether the text must be known while it comes."""
+        return self.streams or self.stops.some
 
 
 class EngineProcess:
@@ -75,10 +83,14 @@ class EngineProcess:
     def serve(self) -> None:
         """Step while there are requests, wait while there are none, end when the parent is gone."""
         self.parent.send(event="ready", load_ms=self.load_ms, context=self.context)
+        told = time.monotonic()
         while self._take_all():
             self.pipeline.step()
-            if said := self._collect(time.monotonic()):
+            now = time.monotonic()
+            said = self._collect(now)
+            if said or now - told > _SIGN_OF_LIFE_S:
                 self.parent.send(event="pieces", pieces=said)
+                told = now
             for number in [number for number, request in self.running.items() if request.finish_reason]:
                 self._finish(number)
 
@@ -136,6 +148,7 @@ class EngineProcess:
             Detokenizer(),
             StopStrings(message["stop"]),
             message["logprobs"],
+            message["streams"],
             message["told"],
             prompt,
             ids.data[0].tolist(),
@@ -163,13 +176,14 @@ class EngineProcess:
     def _collect(self, now: float) -> list[list[Any]]:
         """Take what a step made; return [id, text, log-probabilities] of each request where that is worth a message."""
         logprobs = {number: self._generated(request, now) for number, request in self.running.items()}
-        made = [number for number, request in self.running.items() if request.times[-1:] == [now]]
+        made = [number for number, one in self.running.items() if one.read_along and one.times[-1:] == [now]]
         texts = pieces([self.running[number].detokenizer for number in made], self.decode)
         new = dict(zip(made, texts, strict=True))
+        said = {number: self._said(request, new.get(number, "")) for number, request in self.running.items()}
         return [
-            [number, text, logprobs[number]]
+            [number, said[number], logprobs[number]]
             for number, request in self.running.items()
-            if (text := self._said(request, new.get(number, ""))) or logprobs[number] or request.times[:1] == [now]
+            if request.streams and (said[number] or logprobs[number] or request.times[:1] == [now])
         ]
 
     def _said(self, request: Running, new: str) -> str:
@@ -177,24 +191,28 @@ class EngineProcess:
         text = request.stops.add(new)
         request.finish_reason = self._end(request)
         if request.finish_reason and not request.stops.found:
-            text += request.stops.add(request.detokenizer.rest()) + request.stops.rest()
+            rest = request.detokenizer.rest() if request.read_along else self.decode([request.token_ids])[0]
+            text += request.stops.add(rest) + request.stops.rest()
         request.text += text
         return text
 
     def _generated(self, request: Running, now: float) -> list[list[Any]]:
         """Take a request's new tokens; return each with its log-probability where that is wanted."""
-        logprobs = []
+        logprobs: list[list[Any]] = []
         while request.handle.can_read():
             for output in request.handle.read().values():
                 ids = output.generated_ids
                 request.token_ids += ids
                 request.times += [now] * len(ids)
-                request.detokenizer.add(ids)
+                if request.read_along:
+                    request.detokenizer.add(ids)
                 if request.logprobs:
                     pairs = zip(ids, output.generated_log_probs, strict=False)
                     logprobs += [[self.tokenizer.decode([token]), value] for token, value in pairs]
                 if output.finish_reason != self.genai.GenerationFinishReason.NONE:
                     request.finish_reason = output.finish_reason.name.lower()
+        if not request.streams:
+            request.kept += logprobs
         return logprobs
 
     def _end(self, request: Running) -> str:
@@ -235,7 +253,7 @@ class EngineProcess:
             "seconds": times[-1],
         }
         if not request.told:
-            return {"answer": answer}
+            return {"answer": answer, "logprobs": request.kept}
         token_ms = [round(moment * 1000, 3) for moment in times]
         return {"prompt": request.prompt, "prompt_ids": request.prompt_ids, "token_ms": token_ms, "answer": answer}
 

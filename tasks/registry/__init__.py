@@ -1,5 +1,6 @@
 """The registry: MLflow as the memory. Nothing else imports it."""
 
+from tasks.registry.batches import BatchRun, batches, keep_batch, speed_of
 from tasks.registry.chain import verify_ledgers
 from tasks.registry.doctor import Diagnosis, examine
 from tasks.registry.evidence import champion_of, evidence_of, evidence_uri, metrics_of, recipe_of, report_of
@@ -23,6 +24,7 @@ from tasks.registry.write import RunContext, flatten, record, register
 
 __all__ = [
     "AliasState",
+    "BatchRun",
     "Diagnosis",
     "Entry",
     "Garbage",
@@ -32,6 +34,7 @@ __all__ = [
     "PulledModel",
     "RunContext",
     "aliases_of",
+    "batches",
     "carry_out",
     "champion_of",
     "collect",
@@ -44,6 +47,7 @@ __all__ = [
     "find_by_inputs",
     "flatten",
     "garbage",
+    "keep_batch",
     "keep_trace",
     "libraries_of",
     "list_versions",
@@ -59,6 +63,7 @@ __all__ = [
     "resolve",
     "restore",
     "served_at",
+    "speed_of",
     "state_of",
     "tracking_uri",
     "verify_ledgers",

@@ -6,24 +6,16 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Self
 
-from tasks.engine import Ended, Group, Piece, Request
+from tasks.engine import Ended, Group, Piece, Request, Whole
 from tasks.errors import EngineDiedError, EngineError
-from tasks.records import Answer
 from tasks.serving.admission import Admission
 from tasks.serving.problems import ApiError, of_engine
 from tasks.serving.replica import Replica
 
 Choose = Callable[[], Awaitable[Replica]]
 _TRIES = 3  # a request that ends the engine as often is not sent again
-
-
-class Whole(NamedTuple):
-    """One answer from its first to its last token."""
-
-    answer: Answer
-    logprobs: list[tuple[str, float]]
 
 
 class Answering:
@@ -80,7 +72,7 @@ class Answering:
             begun = False
             try:
                 async with self._in_time():
-                    group = await self._sent()
+                    group = await self._sent(streams=True)
                 while True:
                     async with self._in_time():
                         event = await anext(group, None)
@@ -102,16 +94,13 @@ class Answering:
             ApiError: They are not answered.
         """
         for again in reversed(range(_TRIES)):
-            answers: dict[int, Answer] = {}
-            logprobs: list[list[tuple[str, float]]] = [[] for _ in self._requests]
+            answers: dict[int, Whole] = {}
             try:
                 async with self._in_time():
-                    async for event in await self._sent():
+                    async for event in await self._sent(streams=False):
                         if isinstance(event, Ended):
-                            answers[event.place] = event.answer
-                        else:
-                            logprobs[event.place] += event.logprobs
-                return [Whole(answers[place], logprobs[place]) for place in range(len(self._requests))]
+                            answers[event.place] = Whole(event.answer, event.logprobs)
+                return [answers[place] for place in range(len(self._requests))]
             except EngineDiedError as error:
                 self._drop()
                 if not again:
@@ -120,10 +109,10 @@ class Answering:
                 raise of_engine(error) from error
         raise AssertionError
 
-    async def _sent(self) -> Group:
+    async def _sent(self, *, streams: bool) -> Group:
         self._replica = await self._choose()
         self._replica.in_flight += 1
-        self._group = self._replica.submit(self._requests)
+        self._group = self._replica.submit(self._requests, streams=streams)
         return self._group
 
     def _drop(self) -> None:

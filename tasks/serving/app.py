@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 
 from tasks.serving import translate
 from tasks.serving.observe import Seen
-from tasks.serving.problems import CLIENT_GONE, TYPES, ApiError, ClientGoneError
+from tasks.serving.problems import CLIENT_GONE, TYPES, ApiError, ClientGoneError, field_of, of_validation
 from tasks.serving.requests import ChatRequest, CompletionRequest
 from tasks.serving.respond import Chat, Text
 from tasks.serving.responses import (
@@ -80,34 +80,7 @@ def _words(error: RequestValidationError) -> ApiError:
     place, *path = problem["loc"]
     if problem["type"] == "json_invalid":
         return ApiError(400, f"the body is not JSON: {problem['ctx']['error']}", code="invalid_json")
-    field = "body"
-    if place != "body":
-        field = ".".join(map(str, path))
-    elif path:
-        field = _field(path, error.body)
-    text = str(problem["msg"]).removeprefix("Value error, ")
-    if problem["type"] == "extra_forbidden":
-        return ApiError(400, f"{field} is not supported: leave it out", param=field, code="unsupported_parameter")
-    if problem["type"] == "missing":
-        return ApiError(400, f"{field} is missing", param=field, code="missing_parameter")
-    if problem["type"] == "too_short":
-        text = f"has {problem['ctx']['actual_length']} items, at least {problem['ctx']['min_length']} must be given"
-    whole = place == "body" and not path
-    return ApiError(400, text if whole else f"{field}: {text}", param=None if whole else field, code="invalid_value")
-
-
-def _field(path: list[Any], body: Any) -> str:
-    """Return `messages[0].content`: the path without the kinds that pydantic puts between."""
-    field = ""
-    for place, part in enumerate(path):
-        inside = (isinstance(body, dict) and part in body) or (isinstance(body, list) and isinstance(part, int))
-        if inside:
-            body = body[part]
-        elif place < len(path) - 1 or not isinstance(body, dict):
-            continue
-        name = str(part)[:100]
-        field += f"[{name}]" if isinstance(part, int) else f".{name}" if field else name
-    return field or "body"
+    return of_validation(problem, ".".join(map(str, path)) if place != "body" else field_of(path, error.body))
 
 
 async def _refused(request: Request, error: Exception) -> JSONResponse:
@@ -140,8 +113,8 @@ def _answers(service: Service) -> APIRouter:
         seen: Seen = request.state.seen
         seen.user = asked.user or ""
         replica = await service.replica_for(asked.model, seen)
-        requests = translate.of_chat(asked, style=replica.style, samples=replica.samples)
-        form = Chat(asked, seen, replica.style)
+        requests = translate.of_chat(asked, replica.habits)
+        form = Chat(asked, seen, replica.habits.style)
         return await service.answer(
             request, requests, form, replica, model=asked.model, stream=bool(asked.stream), within_s=within_s
         )
@@ -152,7 +125,7 @@ def _answers(service: Service) -> APIRouter:
         seen: Seen = request.state.seen
         seen.user = asked.user or ""
         replica = await service.replica_for(asked.model, seen)
-        requests = translate.of_completion(asked, samples=replica.samples)
+        requests = translate.of_completion(asked, replica.habits)
         form = Text(asked, seen, prompts=len(requests) // (asked.n or 1))
         return await service.answer(
             request, requests, form, replica, model=asked.model, stream=bool(asked.stream), within_s=within_s

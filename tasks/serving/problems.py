@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tasks.errors import EngineDiedError, EngineError, RefusedError
@@ -61,3 +62,35 @@ def of_engine(error: EngineError) -> ApiError:
     if isinstance(error, EngineDiedError):
         return ApiError(503, "the engine stopped while it answered: send the request again", code="engine_stopped")
     return ApiError(503, str(error), code="engine_failed")
+
+
+def of_validation(problem: Mapping[str, Any], field: str) -> ApiError:
+    """Return what a client is told of the first of pydantic's errors.
+
+    Args:
+        problem: Of `ValidationError.errors()`.
+        field: Its path as the client wrote it; empty: the whole body.
+    """
+    name = field or "body"
+    text = str(problem["msg"]).removeprefix("Value error, ")
+    if problem["type"] == "extra_forbidden":
+        return ApiError(400, f"{name} is not supported: leave it out", param=name, code="unsupported_parameter")
+    if problem["type"] == "missing":
+        return ApiError(400, f"{name} is missing", param=name, code="missing_parameter")
+    if problem["type"] == "too_short":
+        text = f"has {problem['ctx']['actual_length']} items, at least {problem['ctx']['min_length']} must be given"
+    return ApiError(400, f"{field}: {text}" if field else text, param=field or None, code="invalid_value")
+
+
+def field_of(path: Sequence[Any], body: Any) -> str:
+    """Return `messages[0].content`: the path without the kinds that pydantic puts between; empty: the whole body."""
+    field = ""
+    for place, part in enumerate(path):
+        inside = (isinstance(body, dict) and part in body) or (isinstance(body, list) and isinstance(part, int))
+        if inside:
+            body = body[part]
+        elif place < len(path) - 1 or not isinstance(body, dict):
+            continue
+        name = str(part)[:100]
+        field += f"[{name}]" if isinstance(part, int) else f".{name}" if field else name
+    return field

@@ -14,7 +14,7 @@ from tasks.engine import AsyncEngine, GrammarCheck, Group, Request
 from tasks.errors import VinoflowError
 from tasks.records import ModelVersion
 from tasks.registry import PulledModel
-from tasks.serving.tools import Style, style_of
+from tasks.serving.translate import Habits, habits_of
 
 _log = logging.getLogger(__name__)
 _AGAIN_S, _AGAIN_MOST_S = 0.5, 30.0
@@ -28,8 +28,7 @@ class Replica:
         self.version: ModelVersion = model.version
         self.path: Path = model.path
         self.device: str = settings.device or model.version.tags["vinoflow.device"]
-        self.style: Style | None = style_of(_chat_template(model.path))
-        self.samples: bool = bool(_json(model.path / "generation_config.json").get("do_sample"))
+        self.habits: Habits = habits_of(model.path)
         self.grammars = GrammarCheck(model.path)
         self.state: Literal["loading", "ready", "restarting", "stopped"] = "loading"
         self.restarts = 0
@@ -40,8 +39,8 @@ class Replica:
 
     @property
     def fingerprint(self) -> str:
-        """`NAME/VERSION-DIGEST`, the digest's first 12 digits."""
-        return f"{self.version.reference}-{self.version.digest[:12]}"
+        """What `system_fingerprint` says."""
+        return self.version.fingerprint
 
     @property
     def answers(self) -> bool:
@@ -65,9 +64,9 @@ class Replica:
         await self._load()
         self._watch = asyncio.create_task(self._restart_when_it_ends())
 
-    def submit(self, requests: Sequence[Request]) -> Group:
+    def submit(self, requests: Sequence[Request], *, streams: bool) -> Group:
         """Send requests to the engine."""
-        return self.engine.submit(requests)
+        return self.engine.submit(requests, streams=streams)
 
     async def close(self) -> None:
         """End the engine; what is under way fails."""
@@ -103,15 +102,3 @@ class Replica:
                     _log.error("the engine of %s does not start: %s", self.version.reference, error)
                     await asyncio.sleep(wait)
                     wait = min(2 * wait, _AGAIN_MOST_S)
-
-
-def _chat_template(folder: Path) -> str:
-    path = folder / "chat_template.jinja"
-    if path.is_file():
-        return path.read_text(encoding="utf-8")
-    found = _json(folder / "tokenizer_config.json").get("chat_template") or ""
-    return found if isinstance(found, str) else json.dumps(found)
-
-
-def _json(path: Path) -> dict[str, object]:
-    return dict(json.loads(path.read_bytes())) if path.is_file() else {}

@@ -10,11 +10,9 @@ from typing import Any
 
 import orjson
 
-from tasks.engine import Ended, Piece
+from tasks.engine import Ended, Piece, Whole
 from tasks.records import Answer
-from tasks.serving.answering import Whole
 from tasks.serving.observe import Seen
-from tasks.serving.replica import Replica
 from tasks.serving.requests import ChatRequest, CompletionRequest
 from tasks.serving.tools import CallReader, Style
 
@@ -38,14 +36,14 @@ class Shape:
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def around(self, replica: Replica, kind: str | None = None) -> dict[str, Any]:
+    def around(self, fingerprint: str, kind: str | None = None) -> dict[str, Any]:
         """Return the fields that stand beside `choices`."""
         return {
             "id": f"{'chatcmpl' if 'chat' in self.kind else 'cmpl'}-{self.id}",
             "object": kind or self.kind,
             "created": self.created,
             "model": self.model,
-            "system_fingerprint": replica.fingerprint,
+            "system_fingerprint": fingerprint,
         }
 
     def usage(self, answers: Sequence[Answer]) -> dict[str, int]:
@@ -74,11 +72,11 @@ class Chat:
         names = [tool.function.name for tool in self._asked.tools or ()]
         return CallReader(self._style, names, only_one=self._asked.parallel_tool_calls is False)
 
-    def whole(self, answers: Sequence[Whole], replica: Replica) -> dict[str, Any]:
+    def whole(self, answers: Sequence[Whole], fingerprint: str) -> dict[str, Any]:
         """Return the response."""
         choices = [self._choice(place, one) for place, one in enumerate(answers)]
         return {
-            **self._shape.around(replica),
+            **self._shape.around(fingerprint),
             "choices": choices,
             "usage": self._shape.usage([one.answer for one in answers]),
         }
@@ -98,9 +96,9 @@ class Chat:
             "logprobs": _chat_logprobs(one.logprobs) if self._asked.logprobs else None,
         }
 
-    async def stream(self, events: AsyncIterator[Piece | Ended], replica: Replica) -> AsyncIterator[bytes]:
+    async def stream(self, events: AsyncIterator[Piece | Ended], fingerprint: str) -> AsyncIterator[bytes]:
         """Yield the response's events."""
-        around = self._shape.around(replica, "chat.completion.chunk")
+        around = self._shape.around(fingerprint, "chat.completion.chunk")
         count = self._asked.n or 1
         readers = [self._reader() for _ in range(count)]
         answers: dict[int, Answer] = {}
@@ -140,14 +138,14 @@ class Text:
         self._count = prompts * (asked.n or 1)
         self._shape = Shape(asked.model, "text_completion", prompts=prompts, seen=seen)
 
-    def whole(self, answers: Sequence[Whole], replica: Replica) -> dict[str, Any]:
+    def whole(self, answers: Sequence[Whole], fingerprint: str) -> dict[str, Any]:
         """Return the response."""
         choices = [
             self._choice(place, one.answer.text, finish=one.answer.finish_reason, logprobs=one.logprobs, offset=0)
             for place, one in enumerate(answers)
         ]
         return {
-            **self._shape.around(replica),
+            **self._shape.around(fingerprint),
             "choices": choices,
             "usage": self._shape.usage([one.answer for one in answers]),
         }
@@ -156,9 +154,9 @@ class Text:
         told = _text_logprobs(logprobs, offset) if self._asked.logprobs is not None else None
         return {"index": place, "text": text, "finish_reason": finish, "logprobs": told}
 
-    async def stream(self, events: AsyncIterator[Piece | Ended], replica: Replica) -> AsyncIterator[bytes]:
+    async def stream(self, events: AsyncIterator[Piece | Ended], fingerprint: str) -> AsyncIterator[bytes]:
         """Yield the response's events."""
-        around = self._shape.around(replica)
+        around = self._shape.around(fingerprint)
         answers: dict[int, Answer] = {}
         offsets = [0] * self._count
         async for came in events:

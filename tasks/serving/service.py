@@ -118,7 +118,7 @@ class Service:
                 answers = await answering.whole()
             if answers:
                 seen.ttft_s = min(one.answer.ttft_ms for one in answers) / 1000
-            return JSONResponse(form.whole(answers, answering.replica))
+            return JSONResponse(form.whole(answers, answering.replica.fingerprint))
 
         return await _unless_gone(request.receive, whole())
 
@@ -135,7 +135,7 @@ class Service:
             await answering.__aexit__(None, None, None)
             raise
         request.state.seen.first_token()
-        chunks = form.stream(_chained(came, events), answering.replica)
+        chunks = form.stream(_chained(came, events), answering.replica.fingerprint)
         return _EventStream(chunks, answering, request.state.seen, deadline)
 
 

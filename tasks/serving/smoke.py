@@ -18,7 +18,7 @@ async def smoke_test(engine: AsyncEngine, recipe: Recipe, report: ValidationRepo
     As many must meet their expectations as the recipe's gate on `prompts_passed_share` asks for, and half of them must
     begin with the token that they began with when the version was validated.
     """
-    group = engine.submit(reference_requests(recipe.validation))
+    group = engine.submit(reference_requests(recipe.validation), streams=False)
     answers: dict[int, Answer] = {}
     try:
         async for event in group:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import secrets
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -21,24 +22,44 @@ from tasks.serving.requests import (
     Sampling,
     ToolMessage,
 )
-from tasks.serving.tools import Style, forced
+from tasks.serving.tools import Style, forced, style_of
 
 _COLDEST = 1e-4  # below, numbers divided by the temperature leave the range of a float32: noise in place of an answer
 _ENDLESS = 1 << 30  # tokens: as many as the context holds
 _JSON_OBJECT = Grammar(schema_text='{"type": "object"}')
 
 
-def of_chat(asked: ChatRequest, *, style: Style | None, samples: bool) -> list[Request]:
-    """Return one request for each of the n answers to a chat.
+class Habits(NamedTuple):
+    """What a model does of itself."""
 
-    Args:
-        asked: What the client sent.
-        style: How the model's chat template writes calls of tools; None: it has none.
-        samples: Whether the model's own default is to sample.
+    style: Style | None  # how its chat template writes calls of tools; None: it has none
+    samples: bool  # where a request does not say
+
+
+def habits_of(folder: Path) -> Habits:
+    """Return what the files of a model say of its habits."""
+    return Habits(style_of(_template(folder)), bool(_json(folder / "generation_config.json").get("do_sample")))
+
+
+def _template(folder: Path) -> str:
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    found = _json(folder / "tokenizer_config.json").get("chat_template") or ""
+    return found if isinstance(found, str) else json.dumps(found)
+
+
+def _json(path: Path) -> dict[str, object]:
+    return dict(json.loads(path.read_bytes())) if path.is_file() else {}
+
+
+def of_chat(asked: ChatRequest, habits: Habits) -> list[Request]:
+    """Return one request for each of the n answers to a chat.
 
     Raises:
         ApiError: The model cannot do what is asked; names the field.
     """
+    style = habits.style
     tools = asked.tools if asked.tool_choice != "none" else None
     if tools and style is None:
         raise ApiError(400, "tools: the chat template of this model carries none that can be read", param="tools")
@@ -61,11 +82,11 @@ def of_chat(asked: ChatRequest, *, style: Style | None, samples: bool) -> list[R
             grammar=grammar,
             generation=generation,
         )
-        for generation in _generations(asked, samples=samples)
+        for generation in _generations(asked, samples=habits.samples)
     ]
 
 
-def of_completion(asked: CompletionRequest, *, samples: bool) -> list[Request]:
+def of_completion(asked: CompletionRequest, habits: Habits) -> list[Request]:
     """Return one request for each prompt and each of its n continuations."""
     return [
         Request(
@@ -78,7 +99,7 @@ def of_completion(asked: CompletionRequest, *, samples: bool) -> list[Request]:
             generation=generation,
         )
         for prompt in _prompts(asked)
-        for generation in _generations(asked, samples=samples)
+        for generation in _generations(asked, samples=habits.samples)
     ]
 
 

@@ -1,0 +1,74 @@
+"""Where a batch's ranges of rows are answered: on the workers of Dask or Ray, by Prefect's task runners."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import Any
+
+from tasks.config import Batch
+from tasks.errors import BatchError
+
+_OBJECTS_BYTES = 100_000_000  # Ray's shared memory: what passes through it are names and counts
+
+
+def task_runner(settings: Batch) -> Any:
+    """Return Prefect's task runner for `runner: dask` or `ray`, with a cluster of this machine unless one is named.
+
+    Raises:
+        BatchError: It is not installed.
+    """
+    make = _dask if settings.runner == "dask" else _ray
+    try:
+        return make(settings)
+    except ImportError as error:
+        raise BatchError(
+            f"runner {settings.runner} is not installed ({error}): pip install 'vinoflow[{settings.runner}]'"
+        ) from error
+
+
+def _dask(settings: Batch) -> Any:
+    from prefect_dask import DaskTaskRunner
+
+    if settings.address:
+        return DaskTaskRunner(address=settings.address)
+    return DaskTaskRunner(
+        cluster_class="distributed.LocalCluster",
+        cluster_kwargs={
+            "n_workers": settings.workers,
+            "threads_per_worker": 1,  # ranges at a time: one has the whole engine
+            "processes": True,
+            "dashboard_address": None,
+            "memory_limit": 0,  # the model is in the engine's process, which Dask does not see
+        },
+    )
+
+
+def _ray(settings: Batch) -> Any:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    from prefect_ray import RayTaskRunner
+
+    if settings.address:
+        return RayTaskRunner(address=settings.address)
+    here = {"num_cpus": settings.workers, "object_store_memory": _OBJECTS_BYTES}  # a CPU a range: one at a time
+    return RayTaskRunner(init_kwargs={**here, "include_dashboard": False, "log_to_driver": False})
+
+
+def threads_of_worker(settings: Batch) -> int | None:
+    """Return the threads of a worker's engine: what is set, or the worker's share of the cores; asked in the worker.
+
+    None: as many as OpenVINO chooses.
+    """
+    if settings.threads or settings.runner == "local":
+        return settings.threads
+    if not settings.address:
+        return max(1, len(os.sched_getaffinity(0)) // settings.workers)
+    with contextlib.suppress(Exception):  # outside of a worker there is none to ask
+        if settings.runner == "dask":
+            from distributed import get_worker
+
+            return max(1, int(get_worker().state.nthreads))
+        import ray
+
+        return max(1, int(ray.get_runtime_context().get_assigned_resources()["CPU"]))
+    return None

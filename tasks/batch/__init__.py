@@ -1,0 +1,30 @@
+"""The batch stage: a file of prompts -> a file of answers, each row exactly once."""
+
+from tasks.batch.answering import Tally, answer_parts
+from tasks.batch.engines import release
+from tasks.batch.estimate import Estimate, estimate, refuse_bad_rows
+from tasks.batch.inputs import Part
+from tasks.batch.job import Job, Plan, ranges
+from tasks.batch.output import write_output
+from tasks.batch.places import exists, sha256_of
+from tasks.batch.places import remove as discard
+from tasks.batch.plan import plan, write_down
+
+__all__ = [
+    "Estimate",
+    "Job",
+    "Part",
+    "Plan",
+    "Tally",
+    "answer_parts",
+    "discard",
+    "estimate",
+    "exists",
+    "plan",
+    "ranges",
+    "refuse_bad_rows",
+    "release",
+    "sha256_of",
+    "write_down",
+    "write_output",
+]
