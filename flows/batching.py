@@ -15,6 +15,7 @@ from tasks.batch import (
     Plan,
     Tally,
     answer_parts,
+    begin,
     discard,
     estimate,
     exists,
@@ -22,7 +23,6 @@ from tasks.batch import (
     refuse_bad_rows,
     release,
     sha256_of,
-    write_down,
 )
 from tasks.batch import write_output as write
 from tasks.config import Batch
@@ -74,7 +74,7 @@ def run_batch(wanted: Wanted, *, answer: Answer, flow_run_id: str = "") -> Batch
             return known
         if wanted.settings.strict:
             refuse_bad_rows(planned)
-        write_down(planned)
+        begin(planned)
         missing = planned.missing()
         started = time.perf_counter()
         tally = answer(planned.job, missing) if missing else Tally()

@@ -4,11 +4,11 @@ from tasks.batch.answering import Tally, answer_parts
 from tasks.batch.engines import release
 from tasks.batch.estimate import Estimate, estimate, refuse_bad_rows
 from tasks.batch.inputs import Part
-from tasks.batch.job import Job, Plan, ranges
+from tasks.batch.job import Job, Plan, begin, ranges
 from tasks.batch.output import write_output
 from tasks.batch.places import exists, sha256_of
 from tasks.batch.places import remove as discard
-from tasks.batch.plan import plan, write_down
+from tasks.batch.plan import plan
 
 __all__ = [
     "Estimate",
@@ -17,6 +17,7 @@ __all__ = [
     "Plan",
     "Tally",
     "answer_parts",
+    "begin",
     "discard",
     "estimate",
     "exists",
@@ -25,6 +26,5 @@ __all__ = [
     "refuse_bad_rows",
     "release",
     "sha256_of",
-    "write_down",
     "write_output",
 ]

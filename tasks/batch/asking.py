@@ -102,11 +102,12 @@ class Asker:
             if self._settings.raw:
                 raise BatchError(f"has {columns.messages}, which cannot be asked raw")
             messages = _from_json(messages, columns.messages)
-        elif self._settings.raw:
-            return CompletionRequest(model=self._job.version, prompt=prompt, **settings)
         else:
-            system = given(values, columns.system) or self._settings.system
-            messages = [*([{"role": "system", "content": system}] if system else []), _user(prompt)]
+            text = _text(prompt, columns.prompt)
+            if self._settings.raw:
+                return CompletionRequest(model=self._job.version, prompt=text, **settings)
+            system = _text(given(values, columns.system) or self._settings.system, columns.system)
+            messages = [*([{"role": "system", "content": system}] if system else []), _user(text)]
         return ChatRequest(model=self._job.version, messages=messages, **settings)
 
     def _generation(self, values: dict[str, Any]) -> dict[str, Any]:
@@ -211,7 +212,13 @@ def chosen(batch: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in {**defaults, **batch, **row}.items() if value is not None}
 
 
-def _user(prompt: Any) -> dict[str, Any]:
+def _text(value: Any, column: str) -> str:
+    if not isinstance(value, str):
+        raise BatchError(f"{column} is no text")
+    return value
+
+
+def _user(prompt: str) -> dict[str, Any]:
     return {"role": "user", "content": prompt}
 
 

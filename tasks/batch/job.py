@@ -98,6 +98,7 @@ class Plan(Record):
 
     job: Job
     parts: tuple[Part, ...]
+    begun: bool = Field(False, description="Whether it is the journal's.")
 
     def missing(self) -> list[Part]:
         """Return the parts that are not answered yet."""
@@ -111,8 +112,10 @@ def journal_of(output: str) -> str:
 
 
 def begin(plan: Plan) -> None:
-    """Write a plan down: from now on it is what is carried out."""
+    """Write a plan down: from now on it is what is carried out. The journal of another one goes."""
     folder = plan.job.journal
+    if not plan.begun:
+        places.remove(folder)
     places.write(f"{folder}/plan.json", json.dumps(plan.parts).encode())
     places.write(f"{folder}/job.json", plan.job.model_dump_json(indent=1).encode())  # last: with it there is a journal
 
@@ -131,9 +134,9 @@ def begun(output: str) -> Plan | None:
         parts = [Part(*part) for part in json.loads(places.read(f"{folder}/plan.json"))]
     except (ValidationError, ValueError, TypeError) as error:
         raise IntegrityError(
-            f"{folder} cannot be read ({error}): it is damaged, or another vinoflow's; --restart begins anew"
+            f"{folder} cannot be read ({_words(error)}): it is damaged, or another vinoflow's; --restart begins anew"
         ) from error
-    return Plan(job=job, parts=tuple(parts))
+    return Plan(job=job, parts=tuple(parts), begun=True)
 
 
 def unchanged(job: Job) -> None:
@@ -166,7 +169,7 @@ def kept(job: Job, part: Part) -> list[Result]:
     try:
         results = [Result.model_validate_json(line) for line in places.read(url).splitlines()]
     except ValidationError as error:
-        raise IntegrityError(f"{url} is damaged ({error}): delete it and run again") from error
+        raise IntegrityError(f"{url} is damaged ({_words(error)}): delete it and run again") from error
     if len(results) != part.rows:
         raise IntegrityError(f"{url} has {len(results)} of {part.rows} rows: delete it and run again")
     return results
@@ -181,3 +184,10 @@ def ranges(parts: Sequence[Part], *, count: int) -> list[list[Part]]:
 
 def _name(part: Part) -> str:
     return f"part-{part.number:06d}.jsonl"
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        problem = error.errors()[0]
+        return f"{'.'.join(map(str, problem['loc'])) or 'a line'}: {problem['msg']}"
+    return str(error)

@@ -96,7 +96,9 @@ class _Columns(_Writer):
         """Yield the rows that were asked, the input's columns first."""
         for row, result in zip(rows, results, strict=True):
             if result.rejected is None:
-                yield (row.values or {}) | self._added(result)
+                given = row.values or {}
+                own = {"id": given["id"]} if "id" in self._names and given.get("id") is not None else {}
+                yield given | self._added(result) | own  # an id that is a number stays one
 
     def _columns(self) -> list[str]:
         """Return the columns of the input that some row has, in the order in which they come."""
@@ -158,14 +160,14 @@ class _Parquet(_Columns):
         columns: dict[str, Any] = {}
         if self._job.kind == "parquet":
             table = table_of(file, part).take(asked)
-            columns = {name: table[name] for name in table.column_names if name not in self._names}
+            columns = {name: table[name] for name in table.column_names if name not in self._names or self._keeps(name)}
         else:
             for field in self._schema:
                 if field.name not in self._names:
                     cells = [(rows[place].values or {}).get(field.name) for place in asked]
                     texts = pyarrow.types.is_string(field.type)
                     columns[field.name] = [_string(cell) if texts else cell for cell in cells]
-        columns |= {name: [one[name] for one in ours] for name in self._names}
+        columns |= {name: [one[name] for one in ours] for name in self._names if name not in columns}
         arrays = [
             columns[field.name].cast(field.type)
             if hasattr(columns.get(field.name), "cast")
@@ -186,11 +188,18 @@ class _Parquet(_Columns):
         else:
             found = self._types_in_rows()
         kinds = {"prompt_tokens": "int64", "completion_tokens": "int64", "version": "int64", "latency_s": "double"}
+        self._kept_id = "id" in found.names and not pyarrow.types.is_string(found.field("id").type)
         ours = [
             pyarrow.field(name, pyarrow.type_for_alias(kinds.get(plain, "string")))
             for name, plain in zip(self._names, ADDED, strict=True)
+            if not self._keeps(name)
         ]
-        return pyarrow.schema([*(field for field in found if field.name not in self._names), *ours])
+        given = [field for field in found if field.name not in self._names or self._keeps(field.name)]
+        return pyarrow.schema([*given, *ours])
+
+    def _keeps(self, name: str) -> bool:
+        """Return whether a column of ours is the input's: an id that is no text stays what it is."""
+        return name == "id" and self._job.kind == "parquet" and self._kept_id and name in self._names
 
     def _types_in_rows(self) -> Schema:
         """Return the schema that all rows fit; a column whose values agree on no type holds them as JSON texts."""

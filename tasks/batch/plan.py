@@ -7,7 +7,7 @@ import time
 from tasks import devices
 from tasks.batch import asking, places
 from tasks.batch.inputs import input_kind, kind_of, rows_of, scan
-from tasks.batch.job import Job, Plan, added, begin, begun
+from tasks.batch.job import Job, Plan, added, begun
 from tasks.config import Batch
 from tasks.errors import BatchError
 from tasks.registry import resolve
@@ -59,7 +59,7 @@ def plan(source: str, output: str, reference: str, settings: Batch, *, restart: 
 
 
 def _clashes(planned: Plan) -> None:
-    """Return if no column of the input has the name of one that is added; of JSON Lines the first part is looked at.
+    """Return if no column of the input has the name of one that is added; of JSON Lines the first row is looked at.
 
     Raises:
         BatchError: One has.
@@ -68,7 +68,7 @@ def _clashes(planned: Plan) -> None:
     columns = {name for file in job.files for name in file.columns}
     if job.kind == "jsonl" and planned.parts:
         rows = rows_of(job.files[0], planned.parts[0], job.kind, job.settings)
-        columns = {name for row in rows for name in row.values or ()}
+        columns = set(next((row.values for row in rows if row.values), {}))
     if found := sorted(columns & (set(added(job.settings)) - {job.settings.columns.id})):
         raise BatchError(
             f"the input has columns that the output adds ({', '.join(found)}): choose a prefix for ours with "
@@ -103,12 +103,4 @@ def _resumed(known: Plan, source: str, reference: str, settings: Batch) -> Plan:
                 "--restart"
             )
     how = settings.model_copy(update={"part_rows": job.settings.part_rows})
-    return Plan(job=job.model_copy(update={"files": files, "settings": how}), parts=known.parts)
-
-
-def write_down(planned: Plan) -> None:
-    """Write a plan down; an older journal goes."""
-    known = begun(planned.job.output)
-    if known is None or known.job.inputs != planned.job.inputs or known.job.version != planned.job.version:
-        places.remove(planned.job.journal)
-    begin(planned)
+    return Plan(job=job.model_copy(update={"files": files, "settings": how}), parts=known.parts, begun=True)
