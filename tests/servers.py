@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 BIN = Path(sys.executable).parent
 
@@ -81,3 +81,21 @@ def mlflow(folder: Path) -> Iterator[str]:
     switches = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with running(command, f"{url}/health", log=folder / "log", MLFLOW_TRACKING_URI="", **switches):
         yield url
+
+
+@contextmanager
+def s3(folder: Path) -> Iterator[dict[str, str]]:
+    """Run an S3 server with an empty bucket `bucket`; yield the environment by which clients find it."""
+    folder.mkdir()
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    command = [str(BIN / "moto_server"), "-H", "127.0.0.1", "-p", str(port)]
+    with running(command, f"{url}/moto-api/", log=folder / "log"):
+        urlopen(Request(f"{url}/bucket", method="PUT")).close()
+        yield {
+            "AWS_ENDPOINT_URL": url,
+            "MLFLOW_S3_ENDPOINT_URL": url,
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }

@@ -103,12 +103,12 @@ class _Range:
         self._open: dict[int, _Open] = {}
 
     def requests(self, parts: Sequence[Part]) -> Iterator[tuple[Key, Request]]:
-        """Yield what the engine is asked, part by part; of each the longest first, so that none is left at the end."""
+        """Yield what the engine is asked, part by part."""
         for part in parts:
             opened = self._open[part.number] = self._read(part)
             if not opened.asked:
                 self._finished(opened)
-            for place, asked in sorted(opened.asked.items(), key=lambda item: -len(item[1].row.raw)):
+            for place, asked in list(opened.asked.items()):
                 for choice, request in enumerate(asked.requests):
                     yield (part.number, place, choice), request
 

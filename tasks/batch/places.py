@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -18,6 +19,8 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from tasks.errors import BatchError
+
+_BLOCK = 1 << 20
 
 
 @lru_cache(maxsize=64)
@@ -80,7 +83,7 @@ def mark(url: str) -> str:
 
 
 @contextmanager
-def reading(url: str, *, offset: int = 0) -> Iterator[IO[bytes]]:
+def reading(url: str, *, offset: int = 0) -> Iterator[BufferedReader]:
     """Open a file at a byte.
 
     Raises:
@@ -88,9 +91,10 @@ def reading(url: str, *, offset: int = 0) -> Iterator[IO[bytes]]:
     """
     system, path = _opened(url)
     try:
-        with system.open(path, "rb") as file:
+        # fsspec's files have no readline() with a limit
+        with system.open(path, "rb") if is_local(url) else io.BufferedReader(system.open(path, "rb"), _BLOCK) as file:
             file.seek(offset)
-            yield cast("IO[bytes]", file)
+            yield file
     except OSError as error:
         raise BatchError(f"{url} cannot be read: {error}") from error
 
@@ -105,7 +109,7 @@ def sha256_of(url: str) -> str:
     """Return the SHA-256 of a file's content, in hex."""
     hashed = hashlib.sha256()
     with reading(url) as file:
-        while block := file.read(1 << 20):
+        while block := file.read(_BLOCK):
             hashed.update(block)
     return hashed.hexdigest()
 

@@ -55,7 +55,7 @@ class Batch(Config):
         description="Compute in float32, so that answers do not depend on what else is in the batch. Slower, and not "
         "what was validated: for tests and diagnosis.",
     )
-    window: int = Field(96, ge=1, description="Rows that are answered at once.")
+    window: int = Field(128, ge=1, description="Rows that are answered at once.")
     kv_cache_gb: int = Field(
         0, ge=0, description="Gigabytes for keys and values; 0: as much as the rows under way need."
     )

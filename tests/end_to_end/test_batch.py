@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -10,12 +11,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
+from s3fs import S3FileSystem
 
 from tasks.config import Recipe
 from tasks.recipe_file import load_recipe
 from tasks.records import ExportedModel, ModelVersion
+from tasks.serving.responses import ChatCompletion, ErrorBody, TextCompletion
+from tests import servers
 from tests.conftest import ROOT, Vinoflow, write_tiny_recipe
 from tests.serving import give, register_version
 
@@ -133,3 +138,100 @@ def test_workers_engines_and_commands_of_a_cluster_are_killed(
     told = vinoflow("batch", rows, output, "--model", "tiny@champion", *SETTINGS, "--runner", runner)
     assert answered(output) == uninterrupted
     assert f"{ROWS + 1}: {ROWS} answered, 0 not answered, 1 rejected" in told.stdout
+
+
+def test_inputs_outputs_and_journals_in_an_object_store(
+    uninterrupted: list[dict[str, Any]], rows: Path, tmp_path: Path, vinoflow: Vinoflow
+) -> None:
+    with servers.s3(tmp_path / "s3") as where:
+        store = S3FileSystem(
+            endpoint_url=where["AWS_ENDPOINT_URL"], key="test", secret="test", use_listings_cache=False
+        )
+        store.put(str(rows), "bucket/in/rows.jsonl")
+        asked = ("batch", "s3://bucket/in", "s3://bucket/out/rows.jsonl", "--model", "tiny@champion", *SETTINGS)
+        log = tmp_path / "log"
+        with log.open("wb") as told:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "flows.cli", *asked],
+                cwd=ROOT,
+                stdout=told,
+                stderr=told,
+                env={**os.environ, **where},
+            )
+            deadline = time.monotonic() + 240
+            while len(store.glob("bucket/out/rows.jsonl.parts/part-*")) < 3:
+                assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
+                time.sleep(0.05)
+            process.kill()
+            process.wait()
+        assert not store.exists("bucket/out/rows.jsonl")
+        told = vinoflow(*asked, **where)
+        found = [json.loads(line) for line in store.cat("bucket/out/rows.jsonl").splitlines()]
+        assert [{name: row[name] for name in row if name != "latency_s"} for row in found] == uninterrupted
+        assert store.find("bucket/out") == ["bucket/out/rows.jsonl", "bucket/out/rows.jsonl.rejects.jsonl"]
+        assert "already" in vinoflow(*asked, **where).stderr
+        lineage = json.loads(vinoflow("lineage", "s3://bucket/out/rows.jsonl", "--json", **where).stdout)
+        assert [chain["version"] for chain in lineage] == ["tiny/1"]
+        missing = vinoflow("batch", "s3://nowhere/x.jsonl", *asked[2:], expect=1, **where)
+        assert "error: input s3://nowhere/x.jsonl" in missing.stderr and "Traceback" not in missing.stderr
+    assert "s3://bucket/out/rows.jsonl" in told.stdout
+
+
+def test_openais_batch_files(version: ModelVersion, tmp_path: Path, vinoflow: Vinoflow) -> None:
+    chat = {"model": "gpt-x", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 5, "temperature": 0}
+    raw = {"model": "gpt-x", "prompt": "Once", "max_tokens": 4, "temperature": 0, "stop": ["zzz"], "logprobs": 0}
+    lines = [
+        {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": chat},
+        {"custom_id": "b", "method": "POST", "url": "/v1/completions", "body": raw},
+        {"custom_id": "c", "method": "POST", "url": "/v1/embeddings", "body": raw},
+        {"custom_id": "d", "method": "POST", "url": "/v1/chat/completions", "body": {**chat, "max_tokens": 9999}},
+    ]
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    done = json.loads(vinoflow("batch", source, output, "--model", "tiny/1", "--json").stdout)
+    assert (done["run"]["rows"], done["run"]["rejected"], done["run"]["errors"]) == (4, 1, 1)
+    found = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [(one["custom_id"], one["response"]["status_code"]) for one in found] == [("a", 200), ("b", 200), ("d", 400)]
+    first, second, third = (one["response"]["body"] for one in found)
+    ChatCompletion.model_validate(first)
+    TextCompletion.model_validate(second)
+    ErrorBody.model_validate(third)
+    assert len(second["choices"][0]["logprobs"]["token_logprobs"]) == second["usage"]["completion_tokens"]
+    assert found[0]["vinoflow"]["digest"] == version.digest
+
+
+def test_a_prefect_server_sees_it_go(version: ModelVersion, rows: Path, tmp_path: Path, vinoflow: Vinoflow) -> None:
+    with servers.prefect(tmp_path / "prefect") as api:
+        asked = ("batch", rows, tmp_path / "out.csv", "--model", "tiny@champion", *SETTINGS)
+        told = vinoflow(*asked, PREFECT_API_URL=api)
+        assert f"{ROWS + 1}: {ROWS} answered" in told.stdout
+        with httpx.Client(base_url=api) as client:
+            (flow,) = client.post("/flow_runs/filter", json={}).json()
+            assert (flow["state_type"], flow["parameters"]["model"]) == ("COMPLETED", "tiny@champion")
+            assert len(client.post("/task_runs/filter", json={}).json()) == 1
+            artifacts = {one["key"]: one for one in client.post("/artifacts/latest/filter", json={}).json()}
+    assert artifacts["batch-out-csv-progress"]["data"] == 100
+    (row,) = json.loads(artifacts["batch-out-csv"]["data"])
+    assert (row["rows"], row["rejected"], row["version"]) == (ROWS + 1, 1, "tiny/1") and row["tokens/s"] > 0
+
+
+def test_what_the_command_says(version: ModelVersion, rows: Path, tmp_path: Path, vinoflow: Vinoflow) -> None:
+    dry = vinoflow("batch", rows, tmp_path / "out.jsonl", "--model", "tiny@champion", "--max-tokens", "5", "--dry-run")
+    assert f"{ROWS + 1}: {ROWS} to answer, 1 to reject" in dry.stdout
+    assert f"at most {5 * ROWS}" in dry.stdout and "not predicted" in dry.stdout
+    predicted = json.loads(
+        vinoflow("batch", rows, tmp_path / "out.jsonl", "--model", "tiny/1", "--dry-run", "--json").stdout
+    )
+    assert (predicted["rows"], sum(predicted["rejected"].values())) == (ROWS + 1, 1)
+    for options, words in (
+        (("--set", "windw=3"), "settings: windw is not a field: `vinoflow schema batch` lists them"),
+        (("--set", "window"), "--set 'window' is not NAME=VALUE"),
+        (("--set", "window=many"), "settings: window: Input should be a valid integer"),
+        (("--set", "window.x=1", "--set", "window=1", "--set", "window.y=1"), "window.y: window is 1"),
+        (("--set", "address=tcp://x:1"), "settings: address tcp://x:1 is a cluster's"),
+        (("--set", "settings.n=2"), "setting n is not for a row"),
+        (("--config", str(tmp_path / "none.yaml")), "none.yaml: no such file"),
+    ):
+        told = vinoflow("batch", rows, tmp_path / "x.jsonl", "--model", "tiny/1", *options, expect=1)
+        assert words in told.stderr and "Traceback" not in told.stderr
+    assert not list(tmp_path.glob("out.jsonl*"))
