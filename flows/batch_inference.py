@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import PurePath
 from typing import Any
 
@@ -16,6 +17,8 @@ from prefect.runtime import flow_run
 from prefect.states import Completed
 
 from flows.batching import Batched, Wanted, in_words, run_batch
+from flows.environment import prefect_api
+from flows.locking import lease
 from flows.runners import task_runner, threads_of_worker
 from tasks import progress
 from tasks.batch import Job, Part, Tally, answer_parts, ranges, release
@@ -71,7 +74,8 @@ def batch_inference(
         source=source, output=output, reference=model, settings=settings, overwrite=overwrite, restart=restart
     )
     run_id = str(flow_run.id or "")
-    done = run_batch(wanted, answer=lambda job, parts: _answer(job, parts, told), flow_run_id=run_id)
+    with lease(f"vinoflow.{wanted.key}") if prefect_api() else nullcontext():
+        done = run_batch(wanted, answer=lambda job, parts: _answer(job, parts, told), flow_run_id=run_id)
     told.end(done)
     return Completed(message=in_words(done), data=done)  # type: ignore[return-value] # Prefect hands the data on
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from tasks.batch import (
     Estimate,
@@ -14,6 +14,7 @@ from tasks.batch import (
     Part,
     Plan,
     Tally,
+    absolute,
     answer_parts,
     begin,
     discard,
@@ -56,6 +57,16 @@ class Wanted(Record):
     overwrite: bool = Field(False, description="Write over an output that is there.")
     restart: bool = Field(False, description="Throw away what an unfinished run of this output has answered.")
 
+    @field_validator("source", "output")
+    @classmethod
+    def _in_full(cls, url: str) -> str:
+        return absolute(url)
+
+    @property
+    def key(self) -> str:
+        """What two batches for the same output have in common."""
+        return f"batch-{digest_of(self.output)[:16]}"
+
 
 def run_batch(wanted: Wanted, *, answer: Answer, flow_run_id: str = "") -> Batched:
     """Answer all rows of an input, each exactly once, and keep what was done in MLflow.
@@ -68,7 +79,7 @@ def run_batch(wanted: Wanted, *, answer: Answer, flow_run_id: str = "") -> Batch
     Raises:
         BatchError: Input, output or settings are not what they should be.
     """
-    with one_at_a_time(f"batch-{digest_of(wanted.output)}"):
+    with one_at_a_time(wanted.key):
         planned = plan(wanted.source, wanted.output, wanted.reference, wanted.settings, restart=wanted.restart)
         if known := _done(planned, overwrite=wanted.overwrite):
             return known

@@ -23,13 +23,13 @@ def locking_here() -> Locking:
 @contextmanager
 def _locked_and_leased(name: str) -> Iterator[None]:
     """Keep out the writers of this machine, who wait for a file lock without asking the server, then all others."""
-    with locked(name), lease(name):
+    with locked(name), lease(f"vinoflow.model.{name}"):
         yield
 
 
 @contextmanager
-def lease(name: str) -> Iterator[None]:
-    """Hold the one slot of a model's global concurrency limit in Prefect, which is made on first use.
+def lease(limit: str) -> Iterator[None]:
+    """Hold the one slot of a global concurrency limit in Prefect, which is made on first use.
 
     A holder that is killed loses it when its lease runs out. One that cannot renew it goes on: the ledger shows a
     second writer, and a move that stops half-way would have to be completed all the same.
@@ -40,7 +40,6 @@ def lease(name: str) -> Iterator[None]:
     """
     from prefect.concurrency.sync import concurrency
 
-    limit = f"vinoflow.model.{name}"
     held = ExitStack()
     with _told(limit):
         _ensure_limit(limit)
@@ -94,5 +93,5 @@ def _told(limit: str) -> Iterator[None]:
     except (ConcurrencySlotAcquisitionError, httpx.HTTPError) as error:
         reason = error.__cause__ or error
         raise RegistryError(
-            f"the Prefect server at {prefect_api()} gives no lease {limit}, so nothing was moved: {reason}"
+            f"the Prefect server at {prefect_api()} gives no lease {limit}, so nothing was done: {reason}"
         ) from error

@@ -43,6 +43,10 @@ PORT = re.compile(r"127\.0\.0\.1:8000")
 def test_every_command_prints_what_the_readme_shows_and_its_python_runs(seeded: Path, tmp_path: Path) -> None:
     assert len(BLOCKS) >= 6
     port = _port()
+    clone = tmp_path / "clone"  # in which commands may leave files
+    clone.mkdir()
+    for entry in ROOT.iterdir():
+        (clone / entry.name).symlink_to(entry)
     with ExitStack() as servers:
         for command, shown in BLOCKS:
             if command.startswith("vinoflow serve"):
@@ -58,7 +62,7 @@ def test_every_command_prints_what_the_readme_shows_and_its_python_runs(seeded: 
                 done = subprocess.run(
                     PORT.sub(f"127.0.0.1:{port}", command),
                     shell=True,
-                    cwd=ROOT,
+                    cwd=clone,
                     env={**os.environ, "PATH": PATH},
                     capture_output=True,
                     text=True,

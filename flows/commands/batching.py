@@ -94,12 +94,12 @@ def _done(done: Batched) -> list[tuple[str, str]]:
     run = done.run
     answered = run.rows - run.rejected - run.errors
     rows = [
-        ("output", run.output),
+        ("output", _short(run.output)),
         ("rows", f"{run.rows}: {answered} answered, {run.errors} not answered, {run.rejected} rejected"),
         ("version", f"{run.version} {run.digest[:12]} on {run.device}"),
     ]
     if done.rejects:
-        rows.append(("rejects", done.rejects))
+        rows.append(("rejects", _short(done.rejects)))
     if done.tokens_per_s:
         rows.append(("speed", f"{done.tokens_per_s:.0f} tokens/s"))
     return rows
@@ -173,12 +173,13 @@ def _links(chain: Chain) -> list[tuple[str, str]]:
     else:
         rows.append(("exported as", "the version is not registered any more"))
     for run in chain.outputs:
-        rows.append(
-            (
-                "output",
-                f"{run.output} {run.output_sha256[:12]}, {run.rows} rows, {run.ended_at:%Y-%m-%d %H:%M}, {run.device}",
-            )
-        )
+        about = f"{run.rows} rows, {run.ended_at:%Y-%m-%d %H:%M}, {run.device}"
+        rows.append(("output", f"{_short(run.output)} {run.output_sha256[:12]}, {about}"))
         inputs = ", ".join(sha256[:12] for sha256 in run.input_sha256[:_REASONS])
-        rows.append(("  of", f"{run.input} {inputs}, MLflow run {run.run_id}"))
+        rows.append(("  of", f"{_short(run.input)} {inputs}, MLflow run {run.run_id}"))
     return rows
+
+
+def _short(path: str) -> str:
+    """Return a path from here, where it lies below."""
+    return path.removeprefix(f"{Path.cwd()}/")

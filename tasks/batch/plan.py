@@ -17,8 +17,8 @@ def plan(source: str, output: str, reference: str, settings: Batch, *, restart: 
     """Return the plan that an output's journal has, or a new one, which is not written down yet.
 
     Args:
-        source: A file, a folder or a pattern, of this machine or of what fsspec opens.
-        output: The file to write.
+        source: A file, a folder or a pattern, in full, of this machine or of what fsspec opens.
+        output: The file to write, in full.
         reference: NAME/VERSION, NAME@ALIAS or NAME@latest; which version that is now is pinned.
         settings: How.
         restart: Throw away what a journal has.
@@ -27,7 +27,6 @@ def plan(source: str, output: str, reference: str, settings: Batch, *, restart: 
         BatchError: The input or a setting is wrong, or the output was begun otherwise; says how.
         VersionNotFoundError: There is no such version.
     """
-    source, output = places.absolute(source), places.absolute(output)
     asking.check(settings)
     known = None if restart else begun(output)
     if known:

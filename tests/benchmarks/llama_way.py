@@ -89,7 +89,7 @@ def main() -> None:
     cpu, started = time.process_time(), time.perf_counter()
     read, made = engine.answer(texts, int(most))
     seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
-    print(json.dumps({"prompt_tokens": read, "tokens": made, "seconds": seconds, "cpu_s": cpu}))
+    print(json.dumps({"read": read, "made": made, "seconds": seconds, "cpu_s": cpu}))
 
 
 if __name__ == "__main__":

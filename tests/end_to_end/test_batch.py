@@ -131,7 +131,9 @@ def test_workers_engines_and_commands_of_a_cluster_are_killed(
                 if what == "command":
                     process.kill()
                     continue
-                engine = chance.choice(engines(home))
+                while not (found := engines(home)):  # the one that was killed comes again
+                    wait_for_parts(output, 0, process, log)
+                engine = chance.choice(found)
                 (engine if what == "engine" else engine.parent() or engine).kill()
             process.wait()
         assert parts(output) < ROWS / 8

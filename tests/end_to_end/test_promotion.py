@@ -35,7 +35,7 @@ import prefect.concurrency.sync
 name, log = sys.argv[1:]
 print("ready", flush=True)
 sys.stdin.readline()
-with lease(name):
+with lease(f'vinoflow.model.{name}'):
     with open(log, "a") as file:
         print(f"{os.getpid()} enters", file=file, flush=True)
         print("held", flush=True)
