@@ -6,7 +6,7 @@ from itertools import groupby
 from typing import Any, NamedTuple
 
 from tasks.config import Recipe
-from tasks.metrics import BUILT_IN_GATES, METRICS, PARTS, PERCENTILES
+from tasks.metrics import BUILT_IN_GATES, PARTS, PERCENTILES, definition
 from tasks.records import ExportedModel, ValidationReport, Verdict
 from tasks.report.quantities import interval, limit, quantity, significant
 from tasks.summary import human_bytes
@@ -68,7 +68,7 @@ class Figure(NamedTuple):
     @property
     def description(self) -> str:
         """What the metric is."""
-        return METRICS.get(self.metric, "")
+        return definition(self.metric)
 
 
 class Judged(NamedTuple):
@@ -99,7 +99,7 @@ def sections(report: ValidationReport, recipe: Recipe, exported: ExportedModel) 
         "notices": _notices(report),
         "verdicts": verdicts,
         "faults": [
-            (metric, METRICS.get(metric, ""), list(found))
+            (metric, definition(metric), list(found))
             for metric, found in groupby(sorted(report.faults, key=lambda one: one.metric), key=lambda one: one.metric)
         ],
         "part_meanings": PARTS,

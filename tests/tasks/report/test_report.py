@@ -114,7 +114,7 @@ def test_every_verdict_is_told_failed_ones_first(page: Page) -> None:
     assert len(failed) == 4
     assert max(places[metric] for metric in failed) < min(places[m] for m in places if m not in failed)
     for metric in places:
-        assert METRICS[metric] in verdicts
+        assert METRICS[metric].definition in verdicts
     assert "at most 0.190 (1.1 of smollm2-135m-instruct/3's 0.173)" in verdicts
     assert "0.175 to 0.193" in verdicts
     assert verdicts.index("warm_start_mismatches") < verdicts.index("switched off by the recipe")
