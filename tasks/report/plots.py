@@ -125,9 +125,10 @@ def _kl_histogram(report: ValidationReport) -> Figure | None:
     edges = [low for low, *_ in report.kl_histogram] + [report.kl_histogram[-1][1]]
     edges[0] = edges[0] or edges[1] / 10  # a logarithmic axis has no zero
     figure, (axes,) = _figure(2.7)
+    part = "text" if "text_kl_mean" in report.metrics else "answers"  # of which the counts are
     axes.stairs(counts, edges, fill=True, color=PALE, edgecolor=BLUE, linewidth=0.8)
     for metric, name, style in (("median", "median", ":"), ("mean", "mean", "-"), ("p99", "99 %", "--")):
-        value = report.metrics.get(f"text_kl_{metric}", 0)
+        value = report.metrics.get(f"{part}_kl_{metric}", 0)
         if 0 < value < math.inf:
             axes.axvline(value, color=RED, linestyle=style, linewidth=1.4, label=f"{name} {value:.3g}")
     filled = [index for index, count in enumerate(counts) if count]
@@ -137,7 +138,8 @@ def _kl_histogram(report: ValidationReport) -> Figure | None:
     axes.xaxis.set_major_formatter(lambda value, _: power_of_ten(round(math.log10(value))))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.minorticks_off()
-    figure.legend(loc="outside upper left", ncols=3)
+    if axes.get_legend_handles_labels()[0]:
+        figure.legend(loc="outside upper left", ncols=3)
     return figure
 
 

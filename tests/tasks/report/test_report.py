@@ -242,6 +242,13 @@ def test_curves_of_a_broken_or_an_equal_model_are_drawn(tmp_path: Path) -> None:
     ]
 
 
+def test_a_histogram_of_answers_names_their_figures(tmp_path: Path) -> None:
+    report = full_report()
+    metrics = {name: value for name, value in report.metrics.items() if not name.startswith("text_")}
+    page = written(report.model_copy(update={"metrics": metrics}), tmp_path)
+    assert f"mean {metrics['answers_kl_mean']:.3g}" in page.text["plots"]
+
+
 def test_many_prompts_are_drawn_as_the_earliest_to_part(tmp_path: Path) -> None:
     report = full_report()
     many = tuple(
