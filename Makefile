@@ -3,19 +3,21 @@ BIN := .venv/bin
 .DEFAULT_GOAL := help
 # two files at a time: most tests wait for a process to start
 ABREAST = -n 2 --dist loadfile --no-loadscope-reorder
-.PHONY: help run test check lint bench clean
+.PHONY: help install run test check lint audit docs bench clean
 
 help: ## List the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+
+install: .venv/installed ## Make .venv and install what is needed to use it
 
 run: .venv/installed ## Install, run the pipeline on a real model, and ask it something
 	$(BIN)/vinoflow export-and-validate configs/smollm2-135m-instruct.yaml
 	$(BIN)/vinoflow ask "What is the capital of France?" --model smollm2-135m-instruct@latest
 
-test: lint ## Lint, types, import rules and all tests
+test: lint docs audit ## Lint, types, import rules and all tests
 	$(BIN)/pytest -m "not bench" $(ABREAST)
 
-check: lint ## The same with the fast tests only: what a commit should pass
+check: lint docs audit ## The same with the fast tests only: what a commit should pass
 	$(BIN)/pytest -m "not bench and not slow" $(ABREAST)
 
 lint: .venv/installed-dev
@@ -24,12 +26,19 @@ lint: .venv/installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/deptry .
+	$(BIN)/bandit -q -c pyproject.toml -r flows tasks .ci
+
+audit: .venv/installed-dev ## Known vulnerabilities of what is installed, where the service that knows them answers
+	$(BIN)/python .ci/audit.py
+
+docs: .venv/installed-dev ## Build the documentation into site/; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: .venv/installed-dev ## Measure against the bare libraries; prints tables of ratios
 	$(BIN)/pytest -m bench -s tests/benchmarks
 
 clean: ## Remove the environment and what tools left; mlruns/ stays
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	rm -rf .venv site .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
 
 .venv/bin/python:
 	@command -v $(PYTHON) >/dev/null && $(PYTHON) -c "import ensurepip" 2>/dev/null || .ci/system-packages

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import sys
-import unicodedata
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from flows.console import say
+from flows.console import say, without_controls
 from tasks.chat import Conversation, OnText, Reply, Served
 from tasks.errors import EngineError
 
@@ -125,7 +124,7 @@ class Chat:
 
         def show(piece: str) -> None:
             nonlocal ends_line
-            sys.stdout.write(_without_controls(piece) if self._shown else piece)
+            sys.stdout.write(without_controls(piece) if self._shown else piece)
             sys.stdout.flush()
             ends_line = piece.endswith("\n")
 
@@ -156,7 +155,7 @@ class Chat:
         hint = f"{error}; /retry asks again, /reset begins a new conversation"
         if not self.interactive:
             raise EngineError(hint) from error
-        say(_without_controls(f"error: {hint}"))
+        say(without_controls(f"error: {hint}"))
 
     def _changed(self, served: Served) -> None:
         if (served.reference, served.digest) != (self._answering.reference, self._answering.digest):
@@ -167,7 +166,7 @@ class Chat:
 def _told(served: Served, *, whole: bool = False) -> str:
     digest = served.digest if whole else served.digest[:12]
     told = " ".join(part for part in (served.reference, digest, served.device and f"on {served.device}") if part)
-    return _without_controls(told)
+    return without_controls(told)
 
 
 def _how_it_went(reply: Reply) -> str:
@@ -177,7 +176,7 @@ def _how_it_went(reply: Reply) -> str:
         "" if reply.tokens_per_second is None else f"then {reply.tokens_per_second:.0f} tokens/s",
     ]
     cut = "; cut at the limit of --max-new-tokens" if reply.finish_reason == "length" and not _fills(reply) else ""
-    return f"{_without_controls(reply.served.reference)}: {', '.join(part for part in parts if part)}{cut}"
+    return f"{without_controls(reply.served.reference)}: {', '.join(part for part in parts if part)}{cut}"
 
 
 def _fills(reply: Reply) -> bool:
@@ -185,8 +184,3 @@ def _fills(reply: Reply) -> bool:
     if reply.served.context is None or reply.prompt_tokens is None or reply.tokens is None:
         return False
     return reply.prompt_tokens + reply.tokens >= reply.served.context
-
-
-def _without_controls(text: str) -> str:
-    """Return a text without what would command the terminal: a model's words are words only."""
-    return "".join(char for char in text if char in "\n\t" or unicodedata.category(char) != "Cc")

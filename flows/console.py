@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -75,6 +76,11 @@ def _text(step: Step) -> str:
 def say(text: str, *, dim: bool = False) -> None:
     """Say something beside the result, on stderr."""
     Console(stderr=True, highlight=False).print(escape(text), soft_wrap=True, style="dim" if dim else None)
+
+
+def without_controls(text: str) -> str:
+    """Return a text without what would command the terminal: a model's words are words only."""
+    return "".join(char for char in text if char in "\n\t" or unicodedata.category(char) != "Cc")
 
 
 def show_table(rows: Iterable[Sequence[str]]) -> None:

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
-from tasks import telemetry
+from tasks import secrecy, telemetry
 from tasks.errors import WorkerError
 
 Message = dict[str, Any]
@@ -244,6 +244,7 @@ class Parent:
 def parent_from_arguments() -> Parent:
     """Return the parent's side, from the arguments that `Child` starts a module with."""
     telemetry.turn_off()
+    secrecy.keep()
     return Parent(int(sys.argv[1]), int(sys.argv[2]))
 
 

@@ -27,7 +27,7 @@ class _UniqueKeys(yaml.SafeLoader):
 
 
 def load_recipe(path: Path) -> Recipe:
-    """Read a recipe; files that it names are looked up from its own folder.
+    """Read a recipe; prompts and text that it names lie in its own folder or below.
 
     Raises:
         RecipeError: The file is missing or not YAML, or a field is wrong; names the file, field and value.
@@ -37,9 +37,9 @@ def load_recipe(path: Path) -> Recipe:
     if isinstance(validation, dict):
         data["validation"] = validation = dict(validation)
         if isinstance(validation.get("prompts"), str):
-            validation["prompts"] = _read_yaml(path.parent / validation["prompts"], "prompts").get("prompts")
+            validation["prompts"] = _read_yaml(_beside(path, validation["prompts"]), "prompts").get("prompts")
         if isinstance(validation.get("text"), str):
-            validation["text"] = _read_text(path.parent / validation["text"], "text")
+            validation["text"] = _read_text(_beside(path, validation["text"]), "text")
     source = data.get("source")
     if isinstance(source, dict) and source.get("kind") == "local" and isinstance(source.get("path"), str):
         data["source"] = {**source, "path": str((path.parent / Path(source["path"]).expanduser()).resolve())}
@@ -136,6 +136,22 @@ def _explain_one(problem: Any) -> str:
     value = problem["input"]
     shown = f" (it is {value!r})" if isinstance(value, str | int | float | bool | None) else ""
     return f"{field}: {text}{shown}" if field else text
+
+
+def _beside(recipe: Path, name: str) -> Path:
+    """Return a file that a recipe names: MLflow keeps its content, so it is one of the recipe's own, and no other.
+
+    Raises:
+        RecipeError: It lies outside of the recipe's folder.
+    """
+    folder, path = recipe.parent.resolve(), recipe.parent / name
+    try:
+        inside = path.resolve().is_relative_to(folder)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise RecipeError(f"recipe {recipe}: {name!r} is no name of a file: {error}") from error
+    if not inside:
+        raise RecipeError(f"recipe {recipe}: {name} is not in {folder} or below: put it beside the recipe")
+    return path
 
 
 def _read_yaml(path: Path, what: str) -> dict[str, Any]:

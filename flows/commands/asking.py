@@ -27,7 +27,7 @@ def ask(
 
     The version's files are fetched and each is checked against its SHA-256 before anything is loaded.
     """
-    from flows.console import live_progress, say
+    from flows.console import live_progress, say, without_controls
     from tasks.config import Message
     from tasks.engine import Request
     from tasks.serve import answer
@@ -38,9 +38,11 @@ def ask(
         messages=() if raw else tuple(messages), prompt=text if raw else "", max_new_tokens=max_new_tokens
     )
 
+    seen = sys.stdout.isatty()
+
     def show(_: int, piece: str) -> None:
         if not as_json:
-            sys.stdout.write(piece)
+            sys.stdout.write(without_controls(piece) if seen else piece)
             sys.stdout.flush()
 
     with live_progress():

@@ -45,9 +45,10 @@ def batch(
     """
     from flows.batching import Wanted, in_words, predict
     from flows.console import live_progress, say, show_table
-    from tasks.batch import Estimate
+    from tasks.batch import Estimate, refuse_secrets
     from tasks.recipe_file import load_batch
 
+    refuse_secrets(source, output)  # before anything is told to Prefect
     given = {"runner": runner, "workers": workers, "strict": strict, "settings.max_tokens": max_tokens}
     wanted = Wanted(
         source=source,

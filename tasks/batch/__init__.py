@@ -6,7 +6,7 @@ from tasks.batch.estimate import Estimate, estimate, refuse_bad_rows
 from tasks.batch.inputs import Part
 from tasks.batch.job import Job, Plan, begin, ranges
 from tasks.batch.output import write_output
-from tasks.batch.places import absolute, exists, sha256_of
+from tasks.batch.places import absolute, exists, refuse_secrets, sha256_of
 from tasks.batch.places import remove as discard
 from tasks.batch.plan import plan
 
@@ -25,6 +25,7 @@ __all__ = [
     "plan",
     "ranges",
     "refuse_bad_rows",
+    "refuse_secrets",
     "release",
     "sha256_of",
     "write_output",

@@ -27,6 +27,7 @@ def plan(source: str, output: str, reference: str, settings: Batch, *, restart: 
         BatchError: The input or a setting is wrong, or the output was begun otherwise; says how.
         VersionNotFoundError: There is no such version.
     """
+    places.refuse_secrets(source, output)
     asking.check(settings)
     known = None if restart else begun(output)
     if known:

@@ -18,6 +18,7 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from tasks import secrecy
 from tasks.config import COMMIT, HubSource
 from tasks.download.hub_files import OTHER_WEIGHTS, RemoteFile, part_of, size_of, wanted
 from tasks.errors import (
@@ -55,7 +56,7 @@ class Hub:
             constants.HF_HUB_DISABLE_TELEMETRY = True  # it may have been imported before
         endpoint = (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
         self.repository, self.revision = source.repository, revision
-        self.endpoint = re.sub(r"//[^/@]*@", "//", endpoint)  # no password in messages
+        self.endpoint = secrecy.without_secrets(endpoint)
         self.stop = threading.Event()
         for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
             if os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE"):
@@ -238,8 +239,9 @@ class Hub:
         what = f"{file.name} of {self}" if file else str(self)
         response: httpx.Response | None = getattr(error, "response", None)
         if response is None:
+            said = secrecy.without_secrets(str(error))
             return SourceUnreachableError(
-                f"{self.endpoint} cannot be reached for {what} ({type(error).__name__}: {error}); check the network, "
+                f"{self.endpoint} cannot be reached for {what} ({type(error).__name__}: {said}); check the network, "
                 "HF_ENDPOINT and proxies, and run again: what is there is kept"
             )
         status, code = response.status_code, response.headers.get("X-Error-Code")
