@@ -17,7 +17,7 @@ from prefect.runtime import flow_run
 from prefect.states import Completed
 
 from flows.batching import Batched, Wanted, in_words, run_batch
-from flows.environment import prefect_api
+from flows.environment import leave, prefect_api
 from flows.locking import lease
 from flows.runners import task_runner, threads_of_worker
 from tasks import progress
@@ -117,9 +117,10 @@ class _Told:
         share = 100.0 * done / total
         if self._artifact is None:
             about = f"{total} rows to answer"
-            self._artifact = create_progress_artifact(progress=share, key=f"{self._key}-progress", description=about)
+            key = f"{self._key}-progress"
+            self._artifact = leave(create_progress_artifact, progress=share, key=key, description=about)
         elif time.monotonic() >= self._next or done == total:
-            update_progress_artifact(artifact_id=self._artifact, progress=share)
+            leave(update_progress_artifact, artifact_id=self._artifact, progress=share)
         else:
             return
         self._next = time.monotonic() + _TOLD_EVERY_S
@@ -137,4 +138,4 @@ class _Told:
             "tokens/s": round(done.tokens_per_s, 1),
             "MLflow run": run.run_id,
         }
-        create_table_artifact(key=self._key, table=[row], description=in_words(done))
+        leave(create_table_artifact, key=self._key, table=[row], description=in_words(done))

@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 import sys
+import traceback
+from pathlib import Path
 
 import typer
 
-from flows.commands import asking, batching, chatting, handing_on, keeping, ledger, looking, making, promoting, serving
-from tasks import locations, telemetry
-from tasks.errors import DiskFullError, VinoflowError
+from flows.commands import (
+    asking,
+    batching,
+    chatting,
+    handing_on,
+    keeping,
+    ledger,
+    looking,
+    making,
+    promoting,
+    running,
+    serving,
+)
+from flows.environment import prefect_trouble
+from tasks import locations, secrecy, telemetry
+from tasks.errors import DiskFullError, UnwritableError, VinoflowError
 
 _NO_ROOM_BYTES = 1 << 20  # less is none: a database's next page does not fit
 
@@ -41,6 +57,9 @@ for command in (
     keeping.gc,
     keeping.doctor,
     handing_on.export_ovms,
+    running.up,
+    running.deploy,
+    running.status,
     making.check,
     making.explain_loss,
     making.schema,
@@ -51,6 +70,7 @@ for command in (
 def main() -> None:
     """Run the command; our own errors are one line and an exit code, bugs keep their traceback."""
     telemetry.turn_off()
+    secrecy.keep()
     try:
         app()
     except VinoflowError as error:
@@ -59,10 +79,13 @@ def main() -> None:
         sys.stderr.write("interrupted\n")
         sys.exit(130)
     except Exception as error:
-        full = _full_disk(error)
-        if full is None:
-            raise
-        _fail(full)
+        known = _full_disk(error) or _unwritable(error)
+        if known is None and (silent := prefect_trouble(error)):
+            _fail(silent, wait=False)
+        if known is None:
+            sys.stderr.write(secrecy.without_secrets(traceback.format_exc()))
+            sys.exit(1)
+        _fail(known)
 
 
 def _full_disk(error: Exception) -> DiskFullError | None:
@@ -75,8 +98,23 @@ def _full_disk(error: Exception) -> DiskFullError | None:
     return None
 
 
-def _fail(error: VinoflowError) -> None:
-    sys.stderr.write(f"error: {error}\n")
+def _unwritable(error: Exception) -> UnwritableError | None:
+    """Return what to say where a folder of ours cannot be written; None: it is another error."""
+    if isinstance(error, OSError) and error.errno in locations.UNWRITABLE and error.filename:
+        for folder in (locations.cache(), locations.home()):
+            if Path(os.fsdecode(error.filename)).is_relative_to(folder):
+                return UnwritableError(f"{locations.unwritable(error, folder)}; then run again")
+        return UnwritableError(f"{error.filename} cannot be written ({error.strerror}): mend that, then run again")
+    return None
+
+
+def _fail(error: VinoflowError, *, wait: bool = True) -> None:
+    """End with an error; without waiting for Prefect's threads where its server is gone: each event would take 11 s."""
+    sys.stderr.write(f"error: {secrecy.without_secrets(str(error))}\n")
+    if not wait:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(error.exit_code)
     sys.exit(error.exit_code)
 
 

@@ -8,10 +8,13 @@ import time
 from pathlib import Path
 
 from prefect import flow
-from prefect.artifacts import create_link_artifact, create_table_artifact
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 from prefect.runtime import flow_run
 
-from flows.locking import locking_here
+from flows.changes import changes
+from flows.environment import leave
+from flows.events import gates_failed, validated
+from flows.locking import export_slot, locking_here
 from flows.outcome import Outcome, inputs_digest
 from flows.steps import (
     champion_step,
@@ -28,7 +31,7 @@ from tasks.config import Recipe
 from tasks.errors import GateError
 from tasks.export import UNCOMPRESSED
 from tasks.records import Checkpoint, ValidationReport
-from tasks.registry import RunContext, evidence_uri, metrics_of, one_at_a_time
+from tasks.registry import RunContext, attach, evidence_uri, metrics_of, one_at_a_time
 from tasks.summary import summarise
 
 _FAULTS = 20  # findings that an error message lists
@@ -42,12 +45,13 @@ def export_and_validate(recipe: Recipe) -> Outcome:
     """
     started_at = time.time()
     checkpoint = download_step(recipe.source, code=recipe.export.trust_remote_code)
-    inputs = inputs_digest(recipe, checkpoint)
+    inputs = inputs_digest(recipe, checkpoint.digest)
     with one_at_a_time(inputs):
         known = find_step(recipe.name, inputs)
         if known:
             return Outcome(version=known, metrics=metrics_of(known), reused=True)
-        return _make(recipe, checkpoint, inputs, started_at=started_at)
+        with export_slot():
+            return _make(recipe, checkpoint, inputs, started_at=started_at)
 
 
 def _make(recipe: Recipe, checkpoint: Checkpoint, inputs: str, *, started_at: float) -> Outcome:
@@ -64,14 +68,23 @@ def _make(recipe: Recipe, checkpoint: Checkpoint, inputs: str, *, started_at: fl
         run_id = record_step(recipe, exported, report, context, evidence=Path(folder))
     _publish_verdicts(recipe, report, run_id)
     if not report.passed:
-        raise GateError(why_not(recipe, report, run_id))
+        why = why_not(recipe, report, run_id)
+        gates_failed(recipe, why, run_id)
+        raise GateError(why)
     version = register_step(recipe, exported, report, context, run_id=run_id, locking=locking_here())
     outcome = Outcome(version=version, metrics=metrics_of(version), reused=False)
-    create_table_artifact(
+    leave(
+        create_table_artifact,
         key=f"{_key(recipe)}-version",
         table=[dict(summarise(version, outcome.metrics))],
         description=f"{version.reference}, MLflow run {run_id}",
     )
+    changed = changes(version, alias=recipe.registry.auto_promote or "champion")
+    if changed:
+        attach(run_id, "changes.md", changed)
+        key = f"{_key(recipe)}-changes"
+        leave(create_markdown_artifact, markdown=changed, key=key, description=version.reference)
+    validated(version, auto_promote=recipe.registry.auto_promote)
     return outcome
 
 
@@ -89,10 +102,11 @@ def _publish_verdicts(recipe: Recipe, report: ValidationReport, run_id: str) -> 
     ]
     state = "passed" if report.passed else "failed"
     about = f"{recipe.name} on {report.device.used}: {state}; MLflow run {run_id}"
-    create_table_artifact(key=f"{_key(recipe)}-verdicts", table=rows, description=about)
+    leave(create_table_artifact, key=f"{_key(recipe)}-verdicts", table=rows, description=about)
     page = f"{evidence_uri(run_id)}/report.html"
     link = page if "://" in page else f"file://{page}"
-    create_link_artifact(key=f"{_key(recipe)}-report", link=link, link_text="report.html", description=about)
+    key = f"{_key(recipe)}-report"
+    leave(create_link_artifact, key=key, link=link, link_text="report.html", description=about)
 
 
 def _key(recipe: Recipe) -> str:

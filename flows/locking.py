@@ -1,4 +1,4 @@
-"""Who may write to a model's versions and aliases: one at a time, on one machine or, by a Prefect server, on many."""
+"""Who may move a model's aliases, one at a time, here or on all machines of a Prefect server; and who may export."""
 
 from __future__ import annotations
 
@@ -6,13 +6,34 @@ import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from flows.environment import prefect_api
+from filelock import FileLock, Timeout
+
+from flows.environment import matter_of, prefect_api
+from tasks import locations, progress
 from tasks.errors import ConflictError, RegistryError
 from tasks.registry import Locking, locked
 
 _LEASE_S = 60.0  # the least that Prefect grants; its holder renews it, and Prefect frees what nobody renews
 _WAIT_S = 120.0  # a killed holder's lease is free after 75 s (its server looks every 15 s), seen up to 39 s later
 _log = logging.getLogger(__name__)
+
+
+@contextmanager
+def export_slot() -> Iterator[None]:
+    """Let one export at a time through on this machine: two may not fit its memory, and slow each other's figures."""
+    folder = locations.cache()
+    folder.mkdir(parents=True, exist_ok=True)
+    slot = FileLock(folder / "export.lock")
+    try:
+        slot.acquire(blocking=False)
+    except Timeout:
+        with progress.step("wait") as step:
+            step.update(note="another export is under way on this machine")
+            slot.acquire()
+    try:
+        yield
+    finally:
+        slot.release()
 
 
 def locking_here() -> Locking:
@@ -91,7 +112,8 @@ def _told(limit: str) -> Iterator[None]:
             f"if there is none, `prefect gcl update {limit} --active-slots 0` frees it"
         ) from error
     except (ConcurrencySlotAcquisitionError, httpx.HTTPError) as error:
-        reason = error.__cause__ or error
+        matter = matter_of(error) or f"says: {error.__cause__ or error}"
         raise RegistryError(
-            f"the Prefect server at {prefect_api()} gives no lease {limit}, so nothing was done: {reason}"
+            f"the Prefect server at {prefect_api()} {matter}, and gives no lease {limit}, so nothing was done: see "
+            "that it runs, then run again"
         ) from error

@@ -10,6 +10,7 @@ from prefect.runtime import flow_run
 from prefect.states import Completed
 
 from flows.approval import FLOW, approved, how_to_answer
+from flows.environment import leave
 from flows.events import announce
 from flows.locking import locking_here
 from flows.promotion import Decision, Promoted, consider, in_words, permit, table
@@ -62,7 +63,8 @@ def _publish(decision: Decision) -> None:
     header, *rows = table(found)
     cells: list[dict[str, Any]] = [dict(zip((*header[:-1], "passed"), row, strict=True)) for row in rows]
     asks = f"; to answer: {how_to_answer()}" if decision.needs_approval else ""
-    create_table_artifact(
+    leave(
+        create_table_artifact,
         key=f"{found.version.name}-promotion".replace(".", "-").replace("_", "-"),
         table=cells,
         description=f"{found.version.reference} to {found.alias}, now {found.current or 'nowhere'}{asks}",

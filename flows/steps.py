@@ -9,6 +9,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.tasks import exponential_backoff
 
 from flows.check import check_checkpoint
+from flows.outcome import look
 from tasks.download import download
 from tasks.errors import SourceUnreachableError
 from tasks.export import export
@@ -24,13 +25,14 @@ async def _is_unreachable(task: Any, task_run: Any, state: Any) -> bool:  # noqa
 
 
 # Skipping finished work is decided by digests inside the stages: Prefect's own cache forgets that files can go.
-download_step = task(
-    name="download",
-    retries=2,
-    retry_delay_seconds=exponential_backoff(10),
-    retry_condition_fn=_is_unreachable,
-    cache_policy=NO_CACHE,
-)(download)
+_PATIENT: dict[str, Any] = {
+    "retries": 2,
+    "retry_delay_seconds": exponential_backoff(10),
+    "retry_condition_fn": _is_unreachable,
+    "cache_policy": NO_CACHE,
+}
+look_step = task(name="look for changes", **_PATIENT)(look)
+download_step = task(name="download", **_PATIENT)(download)
 preflight_step = task(name="preflight", cache_policy=NO_CACHE)(check_checkpoint)
 find_step = task(name="find known version", cache_policy=NO_CACHE)(find_by_inputs)
 export_step = task(name="export", cache_policy=NO_CACHE)(export)

@@ -41,6 +41,20 @@ def postgres() -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def database(uri: str, name: str) -> str:
+    """Make another database on a server; return its URI."""
+    import psycopg2
+
+    connection = psycopg2.connect(uri)
+    try:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute(f"CREATE DATABASE {name}")
+    finally:
+        connection.close()
+    return f"{uri.rpartition('/')[0]}/{name}"
+
+
 def _programs() -> Path:
     """Return the folder of initdb and pg_ctl; they are installed where they are not there yet."""
     if not (found := _installed()):

@@ -49,6 +49,9 @@ class Registry(Config):
     aliases: dict[Annotated[str, AfterValidator(alias_name)], AliasPolicy] = Field(
         {}, description="What an alias asks of a version, beyond a validation that it passed."
     )
+    auto_promote: Annotated[str, AfterValidator(alias_name)] | None = Field(
+        None, description="The alias that a deployment promotes a validated version to by itself; none: by hand."
+    )
 
 
 class Recipe(Config):

@@ -5,6 +5,7 @@ from tasks.registry.chain import verify_ledgers
 from tasks.registry.doctor import Diagnosis, examine
 from tasks.registry.evidence import champion_of, evidence_of, evidence_uri, metrics_of, recipe_of, report_of
 from tasks.registry.gc import Garbage, collect, garbage
+from tasks.registry.known import checkpoint_digest, failed_run
 from tasks.registry.ledger import Entry, Noted, entries, newest, served_at, versions_named
 from tasks.registry.libraries import libraries_of
 from tasks.registry.move import (
@@ -20,7 +21,7 @@ from tasks.registry.pull import PulledModel, pull
 from tasks.registry.read import find_by_inputs, list_versions, resolve
 from tasks.registry.store import Locking, connect, locked, one_at_a_time, tracking_uri
 from tasks.registry.traces import keep_trace
-from tasks.registry.write import RunContext, flatten, record, register
+from tasks.registry.write import RunContext, attach, flatten, record, register
 
 __all__ = [
     "AliasState",
@@ -34,9 +35,11 @@ __all__ = [
     "PulledModel",
     "RunContext",
     "aliases_of",
+    "attach",
     "batches",
     "carry_out",
     "champion_of",
+    "checkpoint_digest",
     "collect",
     "complete_interrupted",
     "connect",
@@ -44,6 +47,7 @@ __all__ = [
     "evidence_of",
     "evidence_uri",
     "examine",
+    "failed_run",
     "find_by_inputs",
     "flatten",
     "garbage",

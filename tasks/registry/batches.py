@@ -13,6 +13,7 @@ from tasks.records import ModelVersion, Record
 from tasks.registry.files import model_id_of
 from tasks.registry.read import pages
 from tasks.registry.store import connect, experiment_id, translated
+from tasks.registry.trouble import create_run
 
 EXPERIMENT = "vinoflow-batch"
 _ENOUGH_TOKENS = 10_000  # to tell how fast a version is
@@ -72,13 +73,13 @@ def keep_batch(
     }
     now = int(time.time() * 1000)
     with translated():
-        run = client.create_run(
+        run_id = create_run(
+            client,
             experiment_id(client, EXPERIMENT),
             start_time=int(batch.started_at.timestamp() * 1000),
             run_name=f"{batch.version}: {batch.output.rpartition('/')[2]}",
             tags=tags,
         )
-        run_id = str(run.info.run_id)
         client.log_batch(
             run_id,
             metrics=[Metric(name, value, now, 0) for name, value in sorted(metrics.items())],

@@ -15,12 +15,13 @@ from tasks.records import Champion, Evidence, ModelVersion, ValidationReport
 from tasks.registry.files import problem_of
 from tasks.registry.read import resolve
 from tasks.registry.store import connect, translated
+from tasks.registry.trouble import ready
 
 
 def evidence_uri(run_id: str) -> str:
     """Return where the evidence of a run is kept: a path where that is a folder of this machine."""
     with translated():
-        uri = str(connect().get_run(run_id).info.artifact_uri)
+        uri = ready(str(connect().get_run(run_id).info.artifact_uri))
     parts = urlparse(uri)
     return unquote(parts.path) if parts.scheme in ("", "file") else uri
 

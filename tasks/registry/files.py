@@ -10,6 +10,7 @@ from tasks.errors import IntegrityError, RegistryError
 from tasks.manifest import MANIFEST_NAME, Manifest, read_manifest, verify
 from tasks.records import ModelVersion
 from tasks.registry.store import connect, translated
+from tasks.registry.trouble import ready
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -21,7 +22,7 @@ def location_of(version: ModelVersion) -> str:
     """Return the URI of the logged model behind a version."""
     model_id = model_id_of(version)
     with translated():
-        return str(connect().get_logged_model(model_id).artifact_location)
+        return ready(str(connect().get_logged_model(model_id).artifact_location))
 
 
 def local_store(location: str) -> Path | None:
@@ -53,7 +54,7 @@ def problem_of(version: ModelVersion, *, deep: bool = True) -> str:
             model = client.get_logged_model(model_id)
         if str(model.status) != "READY":
             return f"its logged model {model_id} is {model.status}, not READY: its registration was interrupted"
-        store = local_store(model.artifact_location)
+        store = local_store(ready(model.artifact_location))
         if store is not None:
             verify(store, read_manifest(store, digest=version.digest), deep=deep)
         else:

@@ -17,6 +17,7 @@ from tasks.errors import IntegrityError
 from tasks.manifest import digest_of
 from tasks.records import Record
 from tasks.registry.store import connect, experiment_id, tracking_uri, translated
+from tasks.registry.trouble import create_run
 
 EXPERIMENT = "vinoflow-ledger"
 HEAD = "vinoflow.ledger.head"  # tag of the registered model: sequence and digest of its last finished entry
@@ -98,7 +99,8 @@ def append(entry: Entry) -> Noted:
     client = connect()
     where = f"{entry.name} {entry.alias}: {entry.from_version or '-'} -> {entry.to_version}"
     with translated():
-        run = client.create_run(
+        run_id = create_run(
+            client,
             _experiment(),
             start_time=int(entry.at.timestamp() * 1000),
             run_name=f"{where} ({entry.action})",
@@ -109,7 +111,7 @@ def append(entry: Entry) -> Noted:
                 _ENTRY: entry.model_dump_json(),
             },
         )
-    return Noted(entry=entry, run_id=run.info.run_id, pending=True)
+    return Noted(entry=entry, run_id=run_id, pending=True)
 
 
 def finish(noted: Noted) -> None:

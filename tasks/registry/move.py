@@ -225,9 +225,12 @@ def _signed(entry: Entry) -> Entry:
 def _make(entry: Entry) -> Entry:
     """Write a move down, then make it."""
     noted = append(entry)
-    if len(same_sequence(entry.name, entry.sequence)) > 1:
-        withdraw(noted)
-        raise ConflictError(f"{entry.name}@{entry.alias} is being moved by another process: look, then run again")
+    for twin in same_sequence(entry.name, entry.sequence):
+        if twin.entry.digest != entry.digest:
+            withdraw(noted)
+            raise ConflictError(f"{entry.name}@{entry.alias} is being moved by another process: look, then run again")
+        if twin.run_id != noted.run_id:  # a request of ours that was given up, and arrived late
+            withdraw(twin)
     _set(noted)
     return entry
 

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock
 
 from tasks import locations, progress
-from tasks.errors import IntegrityError, RegistryError
+from tasks.errors import IntegrityError, RegistryError, UnwritableError
+from tasks.locations import UNWRITABLE, unwritable
 from tasks.manifest import MANIFEST_NAME, discard, put_in_place, read_manifest, verify
 from tasks.records import ModelVersion, Record
 from tasks.registry.files import MODEL_FOLDER, local_store, location_of
 from tasks.registry.read import resolve
 from tasks.registry.store import translated
+from tasks.registry.trouble import time_for
 
 
 class PulledModel(Record):
@@ -35,11 +39,10 @@ def pull(reference: str) -> PulledModel:
     if not version.digest:
         raise RegistryError(f"{version.reference} has no vinoflow.digest tag: it was not registered by vinoflow")
     folder = locations.cache() / "models" / version.digest
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
+    with _alone(folder) as writable:
         location = location_of(version)
         store = local_store(location)
-        if store is not None:
+        if store is not None and writable:
             _link(store, folder, version.digest)
         elif not (folder / MANIFEST_NAME).is_file():
             _fetch(location, folder, version.digest)
@@ -47,12 +50,47 @@ def pull(reference: str) -> PulledModel:
             try:
                 verify(folder, read_manifest(folder, digest=version.digest))
             except IntegrityError as error:
-                discard(folder)
-                raise IntegrityError(f"{version.reference} is not served: {error}. {_way_out(store)}") from error
+                if writable:
+                    discard(folder)
+                raise IntegrityError(
+                    f"{version.reference} is not served: {error}. {_way_out(store, writable=writable)}"
+                ) from error
     return PulledModel(path=folder, version=version)
 
 
-def _way_out(store: Path | None) -> str:
+@contextmanager
+def _alone(folder: Path) -> Iterator[bool]:
+    """Keep other processes from a folder of the cache; yield whether it can be written.
+
+    A cache that cannot be, such as one that came with a container's image, serves what it has: nobody can change it.
+
+    Raises:
+        UnwritableError: It cannot be written, and has nothing there.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(f"{folder}.lock")
+        lock.acquire()
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        if not (folder / MANIFEST_NAME).is_file():
+            raise UnwritableError(
+                f"{unwritable(error, locations.cache())}: it does not have this version yet"
+            ) from error
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def _way_out(store: Path | None, *, writable: bool) -> str:
+    if not writable:
+        return (
+            f"The cache {locations.cache()} cannot be written: delete the copy there, or set VINOFLOW_CACHE to another"
+        )
     if store is None:
         return "The copy in the cache was deleted: run again to fetch it anew"
     return f"Restore {store} from a backup, or run export-and-validate again for a new version"
@@ -93,10 +131,11 @@ def _fetch(location: str, folder: Path, digest: str) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
 
-    def get(name: str) -> None:
+    def get(name: str, size_bytes: int = 0) -> None:
         target = (partial / name).parent
         target.mkdir(parents=True, exist_ok=True)
-        download_artifacts(artifact_uri=f"{location}/{MODEL_FOLDER}/{name}", dst_path=str(target))
+        with time_for(size_bytes):
+            download_artifacts(artifact_uri=f"{location}/{MODEL_FOLDER}/{name}", dst_path=str(target))
 
     with translated():
         get(MANIFEST_NAME)
@@ -104,6 +143,6 @@ def _fetch(location: str, folder: Path, digest: str) -> None:
         with progress.step("fetch", total=manifest.size_bytes, unit="bytes") as step:
             for entry in manifest.files:
                 step.update(note=entry.name)
-                get(entry.name)
+                get(entry.name, entry.size_bytes)
                 step.update(done=step.done + entry.size_bytes, note="")
     put_in_place(partial, folder)

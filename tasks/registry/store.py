@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -14,8 +13,9 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
-from tasks import locations, progress, telemetry
+from tasks import locations, progress, secrecy, telemetry
 from tasks.errors import ConflictError, DiskFullError, RegistryError
+from tasks.registry import trouble
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Locking = Callable[[str], AbstractContextManager[object]]  # by the name of the registered model
 _WAIT_S = 60.0  # for the lock: a move takes a fraction of a second
 _DEFAULTS = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # its own default of 7 waits for minutes on a server that is down
+    **trouble.PATIENCE,
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "GIT_PYTHON_REFRESH": "quiet",
@@ -46,6 +46,7 @@ def connect() -> MlflowClient:
     Raises:
         RegistryError: The store does not answer.
     """
+    secrecy.keep()
     return _connect(tracking_uri())
 
 
@@ -60,9 +61,14 @@ def _connect(uri: str) -> MlflowClient:
 
     for name in ("alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # each request that is sent again
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # the traceback of what it raises as well
     if uri != _embedded_uri():
-        return MlflowClient(uri)
+        client = MlflowClient(uri)
+        if trouble.is_server(uri):
+            with translated():
+                trouble.ask(client)
+        return client
     os.environ["MLFLOW_TRACKING_URI"] = uri  # MLflow's model registry asks the environment, not its own client
     folder = locations.home() / "mlruns"
     try:
@@ -158,22 +164,24 @@ def translated() -> Iterator[None]:
     try:
         yield
     except (MlflowException, requests.exceptions.RequestException, sqlalchemy.exc.SQLAlchemyError) as error:
-        first = next(iter(str(error).splitlines()), "")
         if "database or disk is full" in str(error):
             raise _disk_full("sqlite: database or disk is full") from error
-        raise RegistryError(
-            f"the MLflow registry at {_without_password(tracking_uri())} says: {_without_password(first)}"
-        ) from error
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
+        raise RegistryError(_in_words(error)) from error
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise _disk_full(str(error)) from error
+        if not trouble.is_of_a_store(error):
             raise
-        raise _disk_full(str(error)) from error
+        raise RegistryError(_in_words(error)) from error
+
+
+def _in_words(error: Exception) -> str:
+    uri, first = tracking_uri(), next(iter(str(error).splitlines()), "")
+    told = trouble.is_server(uri) or trouble.is_of_a_store(error)
+    said = trouble.in_words(error, uri) if told else ""
+    return secrecy.without_secrets(said or f"the MLflow registry at {uri} says: {first}")
 
 
 def _disk_full(reason: str) -> DiskFullError:
     folder = locations.home() / "mlruns"
     return DiskFullError(f"the disk is full ({reason}): make room for {folder} and {locations.cache()}, then run again")
-
-
-def _without_password(text: str) -> str:
-    return re.sub(r"//[^/@\s]+@", "//", text)

@@ -22,6 +22,7 @@ from tasks.config import Recipe
 from tasks.errors import RegistryError
 from tasks.manifest import MANIFEST_NAME, digest_of, read_manifest
 from tasks.records import ExportedModel, ModelVersion, Record, ValidationReport
+from tasks.registry import trouble
 from tasks.registry.files import MODEL_FOLDER
 from tasks.registry.read import find_same, resolve
 from tasks.registry.store import Locking, connect, experiment_id, locked, translated
@@ -54,14 +55,15 @@ def record(
     client = connect()
     experiment = experiment_id(client, recipe.registry.experiment)
     with progress.step("record"), translated():
-        run = client.create_run(
+        run_id = trouble.create_run(
+            client,
             experiment,
             start_time=int(context.started_at * 1000),
             run_name=recipe.name,
             tags=_run_tags(recipe, exported, report, context),
         )
-        run_id = str(run.info.run_id)
         try:
+            trouble.ready(str(client.get_run(run_id).info.artifact_uri))
             _log(client, run_id, recipe, exported, report)
             client.log_artifacts(run_id, str(evidence))
         except BaseException:
@@ -70,6 +72,12 @@ def record(
             raise
         client.set_terminated(run_id, "FINISHED")
     return run_id
+
+
+def attach(run_id: str, name: str, text: str) -> None:
+    """Add a file to a run's evidence."""
+    with translated():
+        connect().log_text(run_id, text, name)
 
 
 def register(
@@ -97,12 +105,15 @@ def register(
         known = find_same(recipe.name, exported.digest, recipe.digest)
         if known:  # another machine was faster; gc finds the files that no version came of
             return known
-        version = connect().create_model_version(
-            recipe.name,
-            source=f"models:/{model_id}",
-            run_id=run_id,
-            model_id=model_id,
-            tags=_version_tags(recipe, exported, report, context),
+        version = trouble.surely(
+            lambda: connect().create_model_version(
+                recipe.name,
+                source=f"models:/{model_id}",
+                run_id=run_id,
+                model_id=model_id,
+                tags=_version_tags(recipe, exported, report, context),
+            ),
+            lambda: find_same(recipe.name, exported.digest, recipe.digest),
         )
     return resolve(f"{recipe.name}/{version.version}")
 
@@ -119,6 +130,7 @@ def _store(recipe: Recipe, exported: ExportedModel, run_id: str) -> str:
             tags={"vinoflow.digest": exported.digest},
             model_type="chat",
         )
+        trouble.ready(str(model.artifact_location))
         try:
             with _staged(exported) as folder:
                 _upload(client, model.model_id, folder)
@@ -250,8 +262,10 @@ def _upload(client: MlflowClient, model_id: str, folder: Path) -> None:
         for path in files:
             step.update(note=path.name)
             parent = path.relative_to(folder).parent.as_posix()
-            client.log_model_artifact(model_id, str(path), None if parent == "." else parent)
-            step.update(done=step.done + path.stat().st_size, note="")
+            size = path.stat().st_size
+            with trouble.time_for(size):
+                client.log_model_artifact(model_id, str(path), None if parent == "." else parent)
+            step.update(done=step.done + size, note="")
 
 
 def _ensure_registered_model(client: MlflowClient, name: str) -> None:

@@ -1,0 +1,185 @@
+"""The whole as a team runs it: PostgreSQL, S3, a hub, `vinoflow up` and `deploy`, and then everything by itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+import yaml
+
+from tasks.registry import entries
+from tests import receivers, servers
+from tests.conftest import ROOT, Vinoflow
+from tests.end_to_end.test_nightly import changed, write_recipe
+from tests.hub_server import FakeHub
+from tests.postgres import database, postgres
+from tests.serving import serving
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+EVERY_S = 40
+
+
+@dataclass
+class Team:
+    """What a test can do with the whole."""
+
+    home: Path
+    api: str
+    hub: FakeHub
+    files: dict[str, bytes]
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def ask(self, path: str, **content: Any) -> Any:
+        return httpx.post(f"{self.api}{path}", json=content, timeout=30).raise_for_status().json()
+
+    def runs(self, flow: str, *states: str) -> list[dict[str, Any]]:
+        """The runs of a flow that a worker has begun and that are in one of these states."""
+        found = self.ask("/flow_runs/filter", flows={"name": {"any_": [flow]}}, sort="START_TIME_DESC")
+        return [run for run in found if run["start_time"] and (not states or run["state_name"] in states)]
+
+    def until(self, found: Any, *, seconds: float = 300) -> Any:
+        deadline = time.monotonic() + seconds
+        while not (result := found()):
+            told = "\n".join(path.read_text()[-3000:] for path in (self.home / "mlruns" / "servers").glob("*.log"))
+            assert self.process.poll() is None and time.monotonic() < deadline, self.log.read_text()[-2000:] + told
+            time.sleep(0.5)
+        return result
+
+
+@pytest.fixture
+def team(home: Path, tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Team]:
+    with ExitStack() as stack:
+        for name, value in stack.enter_context(servers.s3(tmp_path / "s3")).items():
+            monkeypatch.setenv(name, value)
+        hub = stack.enter_context(FakeHub())
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect-home"))
+        uri = stack.enter_context(postgres())
+        monkeypatch.setenv("VINOFLOW_BACKEND_STORE_URI", uri)
+        monkeypatch.setenv("VINOFLOW_PREFECT_DATABASE", database(uri, "prefect"))
+        files = {path.name: path.read_bytes() for path in tiny_checkpoint.iterdir()}
+        hub.add("org/tiny", files)
+        _project(home)
+        process, told, log = stack.enter_context(_up(tmp_path))
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", told["mlflow"])
+        monkeypatch.setenv("PREFECT_API_URL", told["prefect"])
+        yield Team(home, told["prefect"], hub, files, process, log)
+
+
+def _project(home: Path) -> None:
+    """Lay out the project's own prefect.yaml, with one recipe that is looked at every 40 s."""
+    shutil.copytree(ROOT / "configs", home / "configs")
+    (home / "docs").mkdir()
+    shutil.copy(ROOT / "docs" / "questions.jsonl", home / "docs")
+    write_recipe(home / "configs" / "tiny.yaml")
+    content = yaml.safe_load((ROOT / "prefect.yaml").read_text())
+    (ours,) = [one for one in content["deployments"] if one["name"] == "smollm2-135m-instruct"]
+    first = datetime.fromtimestamp(time.time() + EVERY_S / 2, UTC).isoformat()
+    ours |= {"name": "tiny", "parameters": {"recipe": "configs/tiny.yaml"}}
+    ours["schedules"] = [{"interval": EVERY_S, "anchor_date": first}]
+    (home / "prefect.yaml").write_text(yaml.safe_dump(content))
+
+
+@contextmanager
+def _up(folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], dict[str, Any], Path]]:
+    """Run `vinoflow up` until the block ends; it has to end by itself then, with all that it started."""
+    ports = ("--mlflow-port", str(servers.free_port()), "--prefect-port", str(servers.free_port()))
+    command = [sys.executable, "-m", "flows.cli", "up", *ports, "--artifacts", "s3://bucket/mlflow", "--queue", "cpu"]
+    told, log = folder / "up.out", folder / "up.log"
+    with told.open("wb") as output, log.open("wb") as errors:
+        process = subprocess.Popen([*command, "--json"], cwd=ROOT, stdout=output, stderr=errors)
+    try:
+        deadline = time.monotonic() + 300
+        while not told.read_text().strip():
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
+            time.sleep(0.2)
+        ours = psutil.Process(process.pid).children(recursive=True)
+        yield process, json.loads(told.read_text()), log
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=120) == 0, log.read_text()[-3000:]
+        assert not [one for one in ours if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+    finally:
+        servers.stop(process)
+
+
+def champions() -> list[int]:
+    return [noted.entry.to_version for noted in entries("tiny")][::-1]
+
+
+def test_a_new_revision_comes_into_service_by_itself(team: Team, tmp_path: Path, vinoflow: Vinoflow) -> None:
+    with receivers.webhook() as (hook, told):
+        code = "from prefect.blocks.notifications import SlackWebhook as Hook"
+        code += f"; Hook(url='json://127.0.0.1:{hook}/services/T/B/x').save('team')"
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+        _deploy_twice(team, vinoflow)
+        team.until(lambda: champions() == [1])  # the schedule fired, its version was promoted by the event
+        answers = team.home / "mlruns" / "answers"
+        team.until((answers / "tiny-1.jsonl").is_file)  # and the batch by the event of that
+        with serving("tiny@champion", tmp_path / "serve", poll_s=0.5) as served:
+            assert served.ready["version"] == "tiny/1"
+            team.hub.add("org/tiny", changed(team.files))
+            team.until(lambda: champions() == [1, 2])
+            team.until(lambda: httpx.get(f"{served.url}/health/ready").json()["version"] == "tiny/2")
+            team.until((answers / "tiny-2.jsonl").is_file)
+            rows = map(json.loads, (answers / "tiny-2.jsonl").read_text().splitlines())
+            assert [(row["model"], row["version"]) for row in rows] == [("tiny", 2)] * 4
+            _look(team, served.url, vinoflow)
+            vinoflow("rollback", "tiny", "--by", "ann", "--reason", "a test")
+            team.until(lambda: httpx.get(f"{served.url}/health/ready").json()["version"] == "tiny/1")
+        _crash(team)
+        news = ("tiny/1 is now champion", "tiny/2 is now champion", "champion went back to tiny/1", ": Crashed")
+        team.until(lambda: all(any(subject in str(one) for one in told) for subject in news))
+
+
+def _deploy_twice(team: Team, vinoflow: Vinoflow) -> None:
+    asked = ("deploy", "--file", team.home / "prefect.yaml", "--json", "--notify", "slack-webhook/team")
+    deployed = json.loads(vinoflow(*asked).stdout)
+    known = {path: len(team.ask(f"/{path}/filter")) for path in ("deployments", "automations", "work_pools")}
+    assert json.loads(vinoflow(*asked).stdout) == deployed
+    assert known == {path: len(team.ask(f"/{path}/filter")) for path in known}
+    assert len(deployed) == known["deployments"] == 7
+    queues = {one["name"]: one["queue"] for one in deployed}
+    assert (queues["nightly/tiny"], queues["nightly/phi-3-mini-4k-instruct"]) == ("cpu", "gpu")
+
+
+def _look(team: Team, served: str, vinoflow: Vinoflow) -> None:
+    """`status` tells of all that is here."""
+    lines = {(one["what"], one["name"]): one for one in json.loads(_status(vinoflow, served))}
+    assert lines["mlflow", os.environ["MLFLOW_TRACKING_URI"]]["about"] == "1 models, 2 versions"
+    assert lines["model", "tiny"]["about"] == "champion 2; newest 2"
+    assert lines["serve", served] == {"what": "serve", "name": served, "state": "ok", "about": "tiny/2"}
+    ran = lines["deployment", "promote/after-validation"]
+    assert ran["state"] == "ok" and "tiny@champion is now tiny/2" in ran["about"]
+    assert "next" in lines["deployment", "nightly/tiny"]["about"]
+    assert [one["state"] for (what, _), one in lines.items() if what == "worker"] == ["ok"]
+
+
+def _status(vinoflow: Vinoflow, served: str) -> str:
+    return vinoflow("status", "--server", served, "--json", MLFLOW_TRACKING_URI="", PREFECT_API_URL="").stdout
+
+
+def _crash(team: Team) -> None:
+    """Kill a nightly run's process, as a machine out of memory does."""
+
+    def running() -> list[psutil.Process]:
+        worker = psutil.Process(team.process.pid).children(recursive=True)
+        return [one for one in worker if "PREFECT__FLOW_RUN_ID" in one.environ() and team.runs("nightly", "Running")]
+
+    (first, *_) = team.until(running)
+    os.kill(first.pid, signal.SIGKILL)
+    team.until(lambda: team.runs("nightly", "Crashed"))
