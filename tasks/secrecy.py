@@ -17,7 +17,7 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 _NAMES_SECRET = re.compile(r"(TOKEN|PASSWORD|PASSWD|SECRET|API_KEY|ACCESS_KEY|AUTH_STRING)(_(?!FILE|PATH)|$)")
 _SHORTEST = 8  # a shorter one is a word of ordinary text too, and none that keeps anything closed
-_USERINFO = re.compile(r"(?<=://)[^\s/?#'\"<>]*@")
+_USERINFO = re.compile(r"(?<=://)[^\s/?#\"<>]*@")
 _PARAMETER = re.compile(
     r"([?&][\w-]*(?:password|passwd|token|secret|signature|credential|api_?key)[\w-]*=|[?&]sig=)[^\s&#'\"<>]+",
     re.IGNORECASE,
