@@ -31,6 +31,7 @@ SLOW_FIXTURES = {
     "smollm2_checkpoint",
     "smollm2_export",
     "smollm2_floor",
+    "smollm2_int8",
     "tiny_export",
     "seeded",
     "real",
@@ -104,6 +105,14 @@ def smollm2_floor(shared_cache: Path, smollm2: Checkpoint) -> ExportedModel:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VINOFLOW_CACHE", str(shared_cache))
         return export(smollm2, UNCOMPRESSED)
+
+
+@pytest.fixture(scope="session")
+def smollm2_int8(shared_cache: Path, smollm2: Checkpoint) -> ExportedModel:
+    """The real model in int8, as the tutorial exports it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VINOFLOW_CACHE", str(shared_cache))
+        return export(smollm2, Export(weight_format="int8"))
 
 
 @pytest.fixture

@@ -62,7 +62,7 @@ class Batch(Config):
     part_rows: int = Field(256, ge=1, description="Rows that are kept together: what a kill may cost a second time.")
     max_row_bytes: int = Field(1_000_000, ge=1000, description="Bytes of a row at most; longer ones are rejected.")
     runner: Literal["local", "dask", "ray"] = Field(
-        "local", description="local: one engine in this process; dask, ray: one an worker, by Prefect's task runners."
+        "local", description="local: one engine in this process; dask, ray: one a worker, by Prefect's task runners."
     )
     address: str | None = Field(None, description="Of a running Dask or Ray cluster; none: one is started here.")
     workers: int = Field(2, ge=1, description="Workers of a cluster that is started here, or as many as it has.")
