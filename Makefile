@@ -32,7 +32,7 @@ audit: .venv/installed-dev ## Known vulnerabilities of what is installed, where 
 	$(BIN)/python .ci/audit.py
 
 docs: .venv/installed-dev ## Build the documentation into site/; a warning is an error
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: .venv/installed-dev ## Measure against the bare libraries; prints tables of ratios
 	$(BIN)/pytest -m bench -s tests/benchmarks
