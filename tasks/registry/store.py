@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from tasks import locations, progress, secrecy, telemetry
-from tasks.errors import ConflictError, DiskFullError, RegistryError
+from tasks.errors import ConflictError, DiskFullError, RegistryError, UnwritableError
 from tasks.registry import trouble
 
 if TYPE_CHECKING:
@@ -64,9 +64,11 @@ def _connect(uri: str) -> MlflowClient:
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # each request that is sent again
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # the traceback of what it raises as well
     if uri != _embedded_uri():
-        client = MlflowClient(uri)
-        if trouble.is_server(uri):
-            with translated():
+        with translated():
+            if not trouble.is_server(uri):
+                trouble.hurry_databases()
+            client = MlflowClient(uri)
+            if trouble.is_server(uri):
                 trouble.ask(client)
         return client
     os.environ["MLFLOW_TRACKING_URI"] = uri  # MLflow's model registry asks the environment, not its own client
@@ -80,6 +82,8 @@ def _connect(uri: str) -> MlflowClient:
     except DiskFullError:
         raise
     except OSError as error:
+        if error.errno in locations.UNWRITABLE:
+            raise UnwritableError(f"{locations.unwritable(error, locations.home())}; then run again") from error
         raise RegistryError(f"the embedded registry in {folder} cannot be opened: {error}") from error
 
 

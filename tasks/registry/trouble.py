@@ -17,11 +17,19 @@ T = TypeVar("T")
 RETRIES, TIMEOUT = "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"
 PATIENCE = {
     RETRIES: "3",  # some 15 s: a server that starts anew takes 8 s; its own default of 7 waits for minutes
+    # past the server, straight to its store: parts of files with tries of their own for minutes, or without an end
+    "MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": "false",
+    "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD": "false",
     TIMEOUT: "20",  # s without a byte; its own default of 120, four times over, is 8 minutes
 }
 _BYTES_PER_S = 5_000_000  # at which a server at least moves a file to or from its own store, before it says a word
 _S3 = {"connect_timeout": 5, "read_timeout": 10, "retries": {"total_max_attempts": 3, "mode": "standard"}}
+_ENDPOINTS = ("MLFLOW_S3_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 _REQUEST = "vinoflow.request"  # tag of a run: which request made it
+# MLflow puts into one text what went wrong with each file, and forgets the errors
+_NOT_FETCHED = re.compile(
+    r"failures occurred while downloading.*?\n##### File (?P<file>.*?) #####\n(?P<why>[^\n]*)", re.S
+)
 _STORES = ("boto3", "botocore", "s3transfer")
 
 
@@ -34,6 +42,13 @@ def ask(client: MlflowClient) -> None:
     """Ask a server for next to nothing, without patience: one that is down is told before anything is begun."""
     with _set({RETRIES: "1", TIMEOUT: str(min(10, _timeout_s()))}):
         client.search_experiments(max_results=1)
+
+
+def hurry_databases() -> None:
+    """Give up on a database after 6 s: MLflow tries for 102 s, and has no setting for that."""
+    from mlflow.store.db import utils
+
+    utils.MAX_RETRY_COUNT = min(utils.MAX_RETRY_COUNT, 6)
 
 
 @contextmanager
@@ -116,9 +131,12 @@ def in_words(error: BaseException, uri: str) -> str:
         error: What was raised.
         uri: The server's.
     """
+    if found := _NOT_FETCHED.search(str(error)):
+        return f"{found['file']} cannot be fetched ({found['why']}): see that {uri} and its store run, then run again"
     for one in _chain(error):
         if is_of_a_store(one):
-            return f"the store of MLflow's files fails ({_line(one)}): see that it runs and may be used, then run again"
+            at = next((f" at {os.environ[name]}" for name in _ENDPOINTS if os.environ.get(name)), "")
+            return f"the store of MLflow's files{at} fails ({_line(one)}): see that it runs, then run again"
         if what := _what(one):
             return f"the MLflow server at {uri} {what}: {_way_out(what, one)}, then run again; what is done is kept"
     return ""
