@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tasks.config import HubSource
+from tasks.preflight import Structure
 from tasks.recipe_file import load_recipe
 from tasks.records import ExportedModel
 from tests import small
@@ -17,7 +20,7 @@ from tests.conftest import ROOT, Vinoflow, link_tree, write_tiny_recipe
 from tests.hub_server import FakeHub
 from tests.pages import Terminal, blocks
 from tests.serving import give, register_version
-from tests.tasks.test_preflight import phi3_mini
+from tests.tasks.test_preflight import SMOLLM2, phi3_mini
 
 DOCS = ROOT / "docs"
 PAGES = [DOCS / "tutorial.md", DOCS / "batch.md", *sorted((DOCS / "how-to").glob("*.md"))]
@@ -31,13 +34,21 @@ def terminal(tmp_path: Path) -> Iterator[Terminal]:
 
 
 @pytest.mark.slow
-def test_the_tutorial_and_a_model_of_ones_own(
-    smollm2_int8: ExportedModel, seeded: Path, smollm2_checkpoint: Path, tmp_path: Path, terminal: Terminal
-) -> None:
+def test_the_tutorial(smollm2_int8: ExportedModel, seeded: Path, tmp_path: Path, terminal: Terminal) -> None:
     link_tree(smollm2_int8.path, tmp_path / "cache" / "models" / smollm2_int8.digest)
     terminal.follow(DOCS / "tutorial.md")
     assert not seeded.exists()  # its last command
-    link_tree(smollm2_checkpoint, terminal.clone / "my-model")
+
+
+def test_a_model_of_ones_own(home: Path, terminal: Terminal) -> None:
+    """The folder has the layers of the model that the page has, and no weights."""
+    folder = terminal.clone / "my-model"
+    folder.mkdir()
+    files = headers(SMOLLM2)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    weights = sum(2 * math.prod(shape) for _, shape in SMOLLM2.tensors.values())
+    os.truncate(folder / "model.safetensors", len(files["model.safetensors"]) + weights)  # takes no room on the disk
     terminal.follow(DOCS / "how-to" / "own-model.md")
 
 
@@ -68,17 +79,21 @@ def test_phi_3(home: Path, terminal: Terminal, monkeypatch: pytest.MonkeyPatch) 
     """A hub on loopback states the layers that Phi-3-mini has, and holds no weights."""
     source = load_recipe(ROOT / "configs" / "phi-3-mini-4k-instruct.yaml").source
     assert isinstance(source, HubSource)
-    known = phi3_mini()
-    tensors = {name: {"dtype": kind, "shape": shape} for name, (kind, shape) in known.tensors.items()}
-    header = json.dumps(tensors).encode()
-    config = known.config | {"hidden_size": 3072, "intermediate_size": 8192}
     with FakeHub() as hub:
-        hub.commits[source.repository, source.revision] = {
-            "config.json": json.dumps(config).encode(),
-            "model.safetensors": len(header).to_bytes(8, "little") + header,
-        }
+        hub.commits[source.repository, source.revision] = headers(phi3_mini())
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         terminal.follow(DOCS / "how-to" / "phi-3-on-an-intel-gpu.md")
+
+
+def headers(structure: Structure) -> dict[str, bytes]:
+    """Return the files of a checkpoint that `check` reads: the config, and weights that end where their header does."""
+    tensors, end = {}, 0
+    for name, (kind, shape) in structure.tensors.items():
+        begin, end = end, end + 2 * math.prod(shape)
+        tensors[name] = {"dtype": kind, "shape": shape, "data_offsets": [begin, end]}
+    header = json.dumps(tensors).encode()
+    weights = len(header).to_bytes(8, "little") + header
+    return {"config.json": json.dumps(structure.config).encode(), "model.safetensors": weights}
 
 
 def test_commands_that_cannot_be_run_here_exist(vinoflow: Vinoflow) -> None:
