@@ -51,6 +51,7 @@ class Hub:
         """Read endpoint and token from the environment as it is now, not as it was at huggingface_hub's import."""
         from huggingface_hub import HfApi, constants, get_token
 
+        secrecy.keep()
         if "HF_HUB_DISABLE_TELEMETRY" not in os.environ:
             os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
             constants.HF_HUB_DISABLE_TELEMETRY = True  # it may have been imported before

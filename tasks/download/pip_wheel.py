@@ -11,7 +11,7 @@ import threading
 import zipfile
 from pathlib import Path
 
-from tasks import progress
+from tasks import progress, secrecy
 from tasks.config import WheelSource
 from tasks.errors import (
     DiskFullError,
@@ -145,7 +145,7 @@ def _explain(source: WheelSource, output: str, seen: Path) -> VinoflowError:
 
 def _explain_index(name: str, output: str) -> SourceError:
     reasons: list[str] = _REASON.findall(output) or ["it did not say why"]
-    reason = reasons[-1].strip()
+    reason = secrecy.without_secrets(reasons[-1].strip())
     if refused := _REFUSED.search(output):
         code = refused[1] or refused[2]
         return SourceAccessError(f"the package index refused {name} (HTTP {code}): check pip's credentials")
