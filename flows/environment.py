@@ -15,7 +15,7 @@ from tasks.errors import DiskFullError, RegistryError, VinoflowError
 
 T = TypeVar("T")
 _PATIENCE = {
-    "PREFECT_API_REQUEST_TIMEOUT": "20",  # s without a byte; Prefect's own 60, six times over, is 7 minutes a request
+    "PREFECT_API_REQUEST_TIMEOUT": "10",  # s without a byte; Prefect's own 60, six times over, is 7 minutes a request
     "PREFECT_CLIENT_MAX_RETRIES": "3",  # some 14 s: a server that starts anew takes 8 s
 }
 _PATIENCE_AT_FIRST_S = 10.0

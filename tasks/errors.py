@@ -9,6 +9,7 @@
     │   └── SourceUnreachableError (ConnectionError)  no network, or the other side does not answer
     ├── IntegrityError (ValueError)               a file is not the one that its manifest names
     ├── DiskFullError (OSError)                   the disk has no room
+    ├── UnwritableError (PermissionError)         a folder cannot be written
     ├── WorkerError (RuntimeError)                a child process crashed, was killed or hung
     │   └── ExportError                           ... while it exported
     ├── DeviceError (RuntimeError)                the device is missing or refuses the model
@@ -16,6 +17,7 @@
     │   ├── RefusedError (ValueError)             ... because it cannot: the prompt is empty or too long, say
     │   └── EngineDiedError                       ... because its process ended
     ├── BatchError (ValueError)                   input, output or cluster of a batch are not what they should be
+    ├── StorageError (ConnectionError)            the object store of a batch does not answer, or fails
     ├── ServingError (RuntimeError)               the server cannot listen where it should
     ├── RegistryError (RuntimeError)              the registry does not answer, or refuses
     │   ├── VersionNotFoundError (LookupError)    no such model, version or alias
@@ -67,6 +69,10 @@ class DiskFullError(VinoflowError, OSError):
     """The disk has no room for what was to be written."""
 
 
+class UnwritableError(VinoflowError, PermissionError):
+    """A folder cannot be written: it is read-only, or another user's."""
+
+
 class WorkerError(VinoflowError, RuntimeError):
     """A child process crashed, was killed or did not end in time."""
 
@@ -93,6 +99,10 @@ class EngineDiedError(EngineError):
 
 class BatchError(VinoflowError, ValueError):
     """The input, the output or the cluster of a batch is not what it should be."""
+
+
+class StorageError(VinoflowError, ConnectionError):
+    """The object store of a batch's input or output does not answer, or fails."""
 
 
 class ServingError(VinoflowError, RuntimeError):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
+
+UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)  # a read-only file system, or another user's folder
 
 
 def home() -> Path:
@@ -20,3 +23,11 @@ def cache() -> Path:
     if chosen:
         return Path(chosen).expanduser().resolve()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vinoflow"
+
+
+def unwritable(error: OSError, folder: Path) -> str:
+    """Return what is to be said of a folder that cannot be written, and what to do."""
+    setting = "VINOFLOW_CACHE" if folder == cache() else "VINOFLOW_HOME"
+    return (
+        f"{folder} cannot be written ({error.strerror}): give it to this user or set {setting} to a folder that can be"
+    )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -14,7 +16,10 @@ from typing import Any
 from urllib.error import URLError
 from urllib.request import Request, urlopen
 
+import psutil
+
 BIN = Path(sys.executable).parent
+ROOT = Path(__file__).parents[1]
 
 
 def free_port() -> int:
@@ -66,8 +71,8 @@ def prefect(folder: Path) -> Iterator[str]:
 
 
 @contextmanager
-def mlflow(folder: Path) -> Iterator[str]:
-    """Run an MLflow server with its database and artifacts in a folder; yield its URL."""
+def mlflow(folder: Path, *, artifacts: str = "", **environment: str) -> Iterator[str]:
+    """Run an MLflow server with its database in a folder, its artifacts too unless elsewhere; yield its URL."""
     folder.mkdir()
     port = free_port()
     command = [str(BIN / "mlflow"), "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
@@ -75,11 +80,11 @@ def mlflow(folder: Path) -> Iterator[str]:
         "--backend-store-uri",
         f"sqlite:///{folder}/mlflow.db",
         "--artifacts-destination",
-        f"{folder}/artifacts",
+        artifacts or f"{folder}/artifacts",
     ]
     url = f"http://127.0.0.1:{port}"
     switches = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with running(command, f"{url}/health", log=folder / "log", MLFLOW_TRACKING_URI="", **switches):
+    with running(command, f"{url}/health", log=folder / "log", MLFLOW_TRACKING_URI="", **switches, **environment):
         yield url
 
 
@@ -99,3 +104,26 @@ def s3(folder: Path) -> Iterator[dict[str, str]]:
             "AWS_SECRET_ACCESS_KEY": "test",
             "AWS_DEFAULT_REGION": "us-east-1",
         }
+
+
+@contextmanager
+def up(folder: Path, *options: str) -> Iterator[tuple[psutil.Process, dict[str, str]]]:
+    """Run `vinoflow up` until the block ends; it has to end by itself then, with all that it started."""
+    ports = ("--mlflow-port", str(free_port()), "--prefect-port", str(free_port()))
+    command = [sys.executable, "-m", "flows.cli", "up", *ports, *options, "--json"]
+    told, log = folder / "up.out", folder / "up.log"
+    with told.open("wb") as output, log.open("ab") as errors:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=errors)
+    try:
+        deadline = time.monotonic() + 300
+        while not told.read_text().strip():
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
+            time.sleep(0.2)
+        yield psutil.Process(process.pid), json.loads(told.read_text())
+        ours = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=120) == 0, log.read_text()[-3000:]
+        psutil.wait_procs(ours, timeout=10)
+        assert not [one for one in ours if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+    finally:
+        stop(process)

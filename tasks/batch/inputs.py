@@ -14,7 +14,7 @@ from tasks import progress
 from tasks.batch import places
 from tasks.batch.rows import Row, Stretch, csv_fields, csv_reader, csv_records, json_lines, read_json
 from tasks.config import Batch, BatchKind
-from tasks.errors import BatchError
+from tasks.errors import BatchError, StorageError
 from tasks.records import Record
 
 if TYPE_CHECKING:
@@ -214,6 +214,8 @@ def _of_table(file: InputFile, part: Part) -> list[Row]:
 
     try:
         table = table_of(file, part)
+    except StorageError:  # the rows are none the worse
+        raise
     except (ArrowException, OSError, ValueError) as error:
         return [Row(part.line + place, None, f"cannot be read: {error}", "") for place in range(part.rows)]
     rows = []

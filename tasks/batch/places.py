@@ -18,6 +18,8 @@ from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
+from tasks import secrecy
+from tasks.batch.trouble import limit, patience, told
 from tasks.errors import BatchError
 
 _BLOCK = 1 << 20
@@ -26,16 +28,32 @@ _BLOCK = 1 << 20
 @lru_cache(maxsize=64)
 def _opened(url: str) -> tuple[AbstractFileSystem, str]:
     try:
-        system, path = url_to_fs(url)
+        system, path = url_to_fs(url, **patience(url))
     except (ImportError, ValueError) as error:
         hint = "; pip install 'vinoflow[s3]'" if url.startswith(("s3://", "s3a://")) else ""
         raise BatchError(f"{url} cannot be opened: {error}{hint}") from error
+    limit(system, url)
     return system, str(path)
 
 
 def absolute(url: str) -> str:
     """Return a path in full, so that another process finds it; an URL as it is."""
     return url if "://" in url or "::" in url else str(Path(url).expanduser().absolute())
+
+
+def refuse_secrets(*urls: str) -> None:
+    """Return if no URL has a password or a signature in it: the journal, MLflow and Prefect keep what is answered.
+
+    Raises:
+        BatchError: One has.
+    """
+    for url in urls:
+        if secrecy.has_secret(url):
+            raise BatchError(
+                f"{secrecy.without_secrets(url)} was given with a password or a signature in it, which journal and "
+                "MLflow would keep: give that by the environment (for s3:// AWS_ACCESS_KEY_ID and "
+                "AWS_SECRET_ACCESS_KEY), or by fsspec's configuration (FSSPEC_...)"
+            )
 
 
 def is_local(url: str) -> bool:
@@ -47,7 +65,8 @@ def exists(url: str) -> bool:
     """Return whether there is a file or folder."""
     system, path = _opened(url)
     system.invalidate_cache()
-    return bool(system.exists(path))
+    with told(url, "looked for", here=is_local(url)):
+        return bool(system.exists(path))
 
 
 def found(pattern: str) -> list[str]:
@@ -59,13 +78,16 @@ def found(pattern: str) -> list[str]:
     system, path = _opened(pattern)
     system.invalidate_cache()
     try:
-        if any(sign in path for sign in "*?[") and not system.exists(path):
-            names = [name for name in system.glob(path) if not system.isdir(name)]
-        elif system.isdir(path):
-            names = [name for name in system.find(path) if not Path(name).name.startswith((".", "_"))]
-        else:
-            names = [path] if system.exists(path) else []
-    except (OSError, ValueError) as error:
+        with told(f"input {pattern}", "listed", here=is_local(pattern)):
+            if any(sign in path for sign in "*?[") and not system.exists(path):
+                names = [name for name in system.glob(path) if not system.isdir(name)]
+            elif system.isdir(path):
+                names = [name for name in system.find(path) if not Path(name).name.startswith((".", "_"))]
+            else:
+                names = [path] if system.exists(path) else []
+    except ValueError as error:  # a pattern that is none
+        if isinstance(error, BatchError):
+            raise
         raise BatchError(f"input {pattern} cannot be listed: {error}") from error
     files = sorted(str(name) for name in names if not str(name).endswith(".rejects.jsonl"))
     if not files:
@@ -77,7 +99,8 @@ def mark(url: str) -> str:
     """Return what changes with a file: its size, and its time or ETag."""
     system, path = _opened(url)
     system.invalidate_cache(path)
-    about = system.info(path)
+    with told(url, "looked at", here=is_local(url)):
+        about = system.info(path)
     when = next((about[key] for key in ("ETag", "etag", "mtime", "LastModified", "last_modified") if key in about), "")
     return f"{about.get('size')} {when}"
 
@@ -88,15 +111,17 @@ def reading(url: str, *, offset: int = 0) -> Iterator[BufferedReader]:
 
     Raises:
         BatchError: It cannot be read.
+        StorageError: Its object store does not answer.
     """
     system, path = _opened(url)
-    try:
+    here = is_local(url)
+    with (
+        told(url, "read", here=here),
         # fsspec's files have no readline() with a limit
-        with system.open(path, "rb") if is_local(url) else io.BufferedReader(system.open(path, "rb"), _BLOCK) as file:
-            file.seek(offset)
-            yield file
-    except OSError as error:
-        raise BatchError(f"{url} cannot be read: {error}") from error
+        system.open(path, "rb") if here else io.BufferedReader(system.open(path, "rb"), _BLOCK) as file,
+    ):
+        file.seek(offset)
+        yield file
 
 
 def read(url: str) -> bytes:
@@ -118,10 +143,9 @@ def names_in(folder: str) -> set[str]:
     """Return the names of what lies in a folder; none where there is no folder."""
     system, path = _opened(folder)
     system.invalidate_cache()
-    try:
+    with told(folder, "listed", here=is_local(folder)), contextlib.suppress(FileNotFoundError):
         return {str(name).rstrip("/").rpartition("/")[2] for name in system.ls(path, detail=False)}
-    except FileNotFoundError:
-        return set()
+    return set()
 
 
 def write(url: str, content: bytes) -> None:
@@ -136,7 +160,18 @@ def writing(url: str) -> Iterator[IO[bytes]]:
 
     On this machine it is written under another name, made safe on the disk, and renamed; an object store shows an
     object when its upload is complete.
+
+    Raises:
+        DiskFullError: There is no room.
+        UnwritableError: The folder cannot be written.
+        StorageError: The object store does not answer.
     """
+    with told(url, "written", here=is_local(url)), _writing(url) as file:
+        yield file
+
+
+@contextmanager
+def _writing(url: str) -> Iterator[IO[bytes]]:
     system, path = _opened(url)
     if not isinstance(system, LocalFileSystem):
         file = system.open(path, "wb")
@@ -165,7 +200,7 @@ def remove(url: str) -> None:
     """Remove a file or a folder, if it is there."""
     system, path = _opened(url)
     system.invalidate_cache()
-    with contextlib.suppress(FileNotFoundError):
+    with told(url, "removed", here=is_local(url)), contextlib.suppress(FileNotFoundError):
         system.rm(path, recursive=True)
 
 

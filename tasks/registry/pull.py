@@ -11,7 +11,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from tasks import locations, progress
-from tasks.errors import IntegrityError, RegistryError, UnwritableError
+from tasks.errors import DiskFullError, IntegrityError, RegistryError, UnwritableError
 from tasks.locations import UNWRITABLE, unwritable
 from tasks.manifest import MANIFEST_NAME, discard, put_in_place, read_manifest, verify
 from tasks.records import ModelVersion, Record
@@ -19,6 +19,8 @@ from tasks.registry.files import MODEL_FOLDER, local_store, location_of
 from tasks.registry.read import resolve
 from tasks.registry.store import translated
 from tasks.registry.trouble import time_for
+
+_MANIFEST_BYTES = 100_000  # it is smaller
 
 
 class PulledModel(Record):
@@ -32,7 +34,9 @@ def pull(reference: str) -> PulledModel:
     """Fetch a version's files into the cache and check every one of them.
 
     Raises:
+        DiskFullError: It does not fit.
         IntegrityError: A file is damaged, missing, or was added; names it.
+        UnwritableError: It is not in the cache, which cannot be written.
         RegistryError: The store does not answer, or the version is not one of vinoflow's.
     """
     version = resolve(reference)
@@ -138,11 +142,23 @@ def _fetch(location: str, folder: Path, digest: str) -> None:
             download_artifacts(artifact_uri=f"{location}/{MODEL_FOLDER}/{name}", dst_path=str(target))
 
     with translated():
+        _require_room(partial, _MANIFEST_BYTES)
         get(MANIFEST_NAME)
         manifest = read_manifest(partial, digest=digest)
+        _require_room(partial, manifest.size_bytes)
         with progress.step("fetch", total=manifest.size_bytes, unit="bytes") as step:
             for entry in manifest.files:
                 step.update(note=entry.name)
                 get(entry.name, entry.size_bytes)
                 step.update(done=step.done + entry.size_bytes, note="")
     put_in_place(partial, folder)
+
+
+def _require_room(folder: Path, needed_bytes: int) -> None:
+    """Refuse to fetch what does not fit: MLflow would try again and again, and forget why."""
+    free = shutil.disk_usage(folder).free
+    if free < needed_bytes:
+        raise DiskFullError(
+            f"the disk is full: {folder.parent} has {free / 1e6:.1f} MB free, {needed_bytes / 1e6:.1f} MB are to be "
+            "fetched: make room, or move VINOFLOW_CACHE, then run again"
+        )

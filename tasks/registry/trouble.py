@@ -23,7 +23,8 @@ PATIENCE = {
     TIMEOUT: "20",  # s without a byte; its own default of 120, four times over, is 8 minutes
 }
 _BYTES_PER_S = 5_000_000  # at which a server at least moves a file to or from its own store, before it says a word
-_S3 = {"connect_timeout": 5, "read_timeout": 10, "retries": {"total_max_attempts": 3, "mode": "standard"}}
+# boto3 tries a download 5 times what its client tries
+_S3 = {"connect_timeout": 5, "read_timeout": 10, "retries": {"total_max_attempts": 2, "mode": "standard"}}
 _ENDPOINTS = ("MLFLOW_S3_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 _REQUEST = "vinoflow.request"  # tag of a run: which request made it
 # MLflow puts into one text what went wrong with each file, and forgets the errors

@@ -18,6 +18,7 @@ from tasks.serving.smoke import smoke_test
 
 _log = logging.getLogger(__name__)
 _LOOK_S = 0.02
+_UNREACHABLE_MOST_S = 30.0
 OnSwap = Callable[[str], None]  # with its result: done, failed
 
 
@@ -59,16 +60,23 @@ class Follower:
         return self.current
 
     async def follow(self) -> None:
-        """Look at the reference again and again, and swap when it names another version."""
+        """Look at the reference again and again, and swap when it names another version.
+
+        A registry that does not answer is asked less and less often, and at least once in half a minute.
+        """
+        failures, most = 0, max(self._settings.poll_s, _UNREACHABLE_MOST_S)
         while self.alias:
-            await asyncio.sleep(self._settings.poll_s)
+            await asyncio.sleep(backoff_s(failures + 1, first=self._settings.poll_s, most=most))
             try:
                 named = await asyncio.to_thread(resolve, self.reference)
             except Exception as error:
                 if not isinstance(error, VinoflowError):
                     _log.exception("a bug came up in looking for %s", self.reference)
-                self._tell("unreachable", error=str(error))
+                failures += 1
+                wait = backoff_s(failures + 1, first=self._settings.poll_s, most=most)
+                self._tell("unreachable", error=str(error), attempts=failures, next_try_s=wait)
             else:
+                failures = 0
                 await self._follow(named)
 
     async def _follow(self, named: ModelVersion) -> None:
