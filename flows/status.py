@@ -13,7 +13,7 @@ import httpx
 from pydantic import Field
 
 from flows.environment import prefect_api
-from flows.up import POOL, servers_here
+from flows.up import POOL
 from tasks.errors import VinoflowError
 from tasks.records import Record
 from tasks.registry import list_versions, tracking_uri
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from prefect.client.schemas.responses import DeploymentResponse
 
 _TIMEOUT_S = 10.0
+_IMPATIENT = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}  # it is asked how it is now
 _OURS = ("nightly", "promote", "batch-inference")
 
 
@@ -42,9 +43,8 @@ def status(serving: Sequence[str] = ()) -> list[Line]:
     Args:
         serving: URLs of `vinoflow serve`.
     """
-    if here := servers_here():
-        for name, url in (("MLFLOW_TRACKING_URI", here.mlflow), ("PREFECT_API_URL", here.prefect)):
-            os.environ[name] = os.environ.get(name) or url
+    for name, value in _IMPATIENT.items():
+        os.environ.setdefault(name, value)
     return [*_mlflow(), *_prefect(), *(_server(url) for url in serving)]
 
 
@@ -79,9 +79,13 @@ def _prefect() -> Iterator[Line]:
         return
     from prefect.client.orchestration import get_client
     from prefect.exceptions import PrefectHTTPStatusError
+    from prefect.settings import temporary_settings
 
     try:
-        with get_client(sync_client=True) as client:
+        with (
+            temporary_settings({"client.max_retries": 0}),
+            get_client(sync_client=True, httpx_settings={"timeout": _TIMEOUT_S}) as client,
+        ):
             if error := client.api_healthcheck():
                 yield Line(what="prefect", name=url, state="down", about=str(error) or type(error).__name__)
                 return

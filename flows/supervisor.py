@@ -29,7 +29,8 @@ _TAIL = 6  # lines of a log that an error shows
 class Service:
     """One server: how it is started and how it is asked.
 
-    `health` is a URL that answers with a 2xx status; empty: it is well as long as it runs.
+    `health` is a URL that answers with a 2xx status; empty: it is well as long as it runs. `before` is done before each
+    start, when nothing of an earlier one runs any more.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Service:
     environment: Mapping[str, str]
     log: Path
     health: str = ""
+    before: Callable[[], None] = lambda: None
 
 
 class Running:
@@ -50,6 +52,7 @@ class Running:
         self._start()
 
     def _start(self) -> None:
+        self.service.before()
         self.since = time.monotonic()
         with self.service.log.open("ab") as log:
             self.process = subprocess.Popen(

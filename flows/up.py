@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import socket
@@ -10,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx
 from pydantic import Field
 
 from flows.supervisor import Service, supervise
@@ -22,7 +22,7 @@ POOL = "vinoflow"
 
 
 class Servers(Record):
-    """Where the servers of this machine listen: what `up` writes down, and `status` and people read."""
+    """Where the servers of this machine listen: what `up` writes down."""
 
     mlflow: str = Field(description="For MLFLOW_TRACKING_URI.")
     prefect: str = Field(description="For PREFECT_API_URL.")
@@ -72,14 +72,15 @@ def up(wanted: Wanted, *, on_ready: Callable[[Servers], None], on_trouble: Calla
         _note().unlink(missing_ok=True)
 
 
-def servers_here() -> Servers | None:
-    """Return the servers that `vinoflow up` runs for this home; None: none."""
+def find_servers() -> None:
+    """Use the servers that `vinoflow up` runs for this home, where the environment names no others."""
     try:
-        found = Servers.model_validate(json.loads(_note().read_text()))
-        os.kill(found.pid, 0)
+        found = Servers.model_validate_json(_note().read_text())
+        os.kill(found.pid, 0)  # it is still there
     except (OSError, ValueError):
-        return None
-    return found
+        return
+    for name, url in (("MLFLOW_TRACKING_URI", found.mlflow), ("PREFECT_API_URL", found.prefect)):
+        os.environ[name] = os.environ.get(name) or url
 
 
 def _note() -> Path:
@@ -143,7 +144,19 @@ def _worker(wanted: Wanted, folder: Path, servers: Servers) -> Service:
             "MLFLOW_TRACKING_URI": servers.mlflow,
             "PREFECT_API_URL": servers.prefect,
             "VINOFLOW_HOME": str(locations.home()),
-            "PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR": "reschedule",  # a run goes on when the worker is back
         },
         log=folder / "worker.log",
+        before=lambda: _schedule_again(servers.prefect),
     )
+
+
+def _schedule_again(api: str) -> None:
+    """Have the runs begin again that an earlier worker was at: they take up what was done, by digests and journals."""
+    cut_off = {"state": {"type": {"any_": ["PENDING", "RUNNING"]}}}
+    again = {"type": "SCHEDULED", "name": "AwaitingRetry", "message": "its worker was stopped"}
+    user, _, password = os.environ.get("PREFECT_SERVER_API_AUTH_STRING", "").partition(":")
+    auth = httpx.BasicAuth(user, password) if user else None
+    with httpx.Client(base_url=api, auth=auth, timeout=30, trust_env=False) as client:
+        found = client.post("/flow_runs/filter", json={"work_pools": {"name": {"any_": [POOL]}}, "flow_runs": cut_off})
+        for run in found.raise_for_status().json():
+            client.post(f"/flow_runs/{run['id']}/set_state", json={"state": again, "force": True}).raise_for_status()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +32,13 @@ def webhook() -> Iterator[tuple[int, list[dict[str, Any]]]]:
 
     with _running(ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as port:
         yield port, got
+
+
+def block(port: int) -> None:
+    """Keep a webhook on the Prefect server that is set, as the block slack-webhook/team."""
+    code = "from prefect.blocks.notifications import SlackWebhook as Hook"
+    code += f"; Hook(url='json://127.0.0.1:{port}/services/T/B/x').save('team')"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @contextmanager

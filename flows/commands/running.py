@@ -52,7 +52,7 @@ def up(
             return
         typer.echo(f"export MLFLOW_TRACKING_URI={servers.mlflow}")
         typer.echo(f"export PREFECT_API_URL={servers.prefect}")
-        say("set these two where you work, then `vinoflow deploy`; pages are at both addresses, Ctrl-C ends all")
+        say("set these two where you work, then `vinoflow deploy`; both have a page, Ctrl-C ends all")
 
     wanted = Wanted(
         mlflow_port=mlflow_port,
@@ -86,7 +86,9 @@ def deploy(
     from flows.console import live_progress, show_table
     from flows.deploying import deploy as run
     from flows.environment import prepare_prefect
+    from flows.up import find_servers
 
+    find_servers()
     with live_progress():
         prepare_prefect()
         made = run(file, notify=notify or ())
@@ -106,7 +108,9 @@ def status(
     from flows.console import show_table
     from flows.status import is_down
     from flows.status import status as ask
+    from flows.up import find_servers
 
+    find_servers()
     lines = ask(server or ())
     if as_json:
         typer.echo(json.dumps([line.model_dump(mode="json") for line in lines]))
