@@ -138,6 +138,7 @@ def _worker(wanted: Wanted, folder: Path, servers: Servers) -> Service:
         name="worker",
         command=[
             *(sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process"),
+            *("--name", socket.gethostname()),
             *(argument for queue in wanted.queues for argument in ("--work-queue", queue)),
         ],
         environment={

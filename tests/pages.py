@@ -74,9 +74,9 @@ class Terminal:
         self.clone.mkdir()
         for entry in ROOT.iterdir():
             (self.clone / entry.name).symlink_to(entry)
-        self._port = _port()
+        self._port = _port(8000)
         self._servers = ExitStack()
-        self._log = folder / "serve.log"
+        self._logs = folder
 
     def __enter__(self) -> Terminal:
         return self
@@ -100,7 +100,7 @@ class Terminal:
 
     def run(self, block: Block) -> None:
         """Run a command; it must print what is shown, in any order, and have no steps but those shown."""
-        if block.command.startswith("vinoflow serve"):
+        if block.command.startswith(("vinoflow serve", "vinoflow up")):
             printed = told = self._serve(block.command)
         else:
             done = subprocess.run(
@@ -127,20 +127,26 @@ class Terminal:
         return PORT.sub(f"127.0.0.1:{self._port}", text)
 
     def _serve(self, command: str) -> str:
-        option = [] if self._port == 8000 else ["--port", str(self._port)]
-        health = f"http://127.0.0.1:{self._port}/health/ready"
-        self._servers.enter_context(running([*command.split(), *option], health, log=self._log, PATH=PATH))
-        while "Ctrl-C" not in self._log.read_text():  # the last line, just behind the first answer
+        what = command.split()[1]
+        if what == "serve":
+            ports, path = {"--port": self._port}, "/health/ready"
+        else:
+            ports, path = {"--mlflow-port": _port(5000), "--prefect-port": _port(4200)}, "/api/health"
+        options = [word for option, port in ports.items() if str(port) not in command for word in (option, str(port))]
+        health = f"http://127.0.0.1:{[*ports.values()][-1]}{path}"
+        log = self._logs / f"{what}.log"
+        self._servers.enter_context(running([*command.split(), *options], health, log=log, PATH=PATH))
+        while "Ctrl-C" not in log.read_text():  # the last line, just behind the first answer
             time.sleep(0.1)
-        return self._log.read_text()
+        return log.read_text()
 
 
-def _port() -> int:
-    """Return the pages' port, or another one where that is taken."""
+def _port(wanted: int) -> int:
+    """Return a page's port, or another one where that is taken."""
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            listener.bind(("127.0.0.1", 8000))
+            listener.bind(("127.0.0.1", wanted))
         except OSError:
             return free_port()
-    return 8000
+    return wanted
