@@ -33,17 +33,17 @@ def test_an_export_waits_for_another_one_of_this_machine(home: Path, tmp_path: P
     heard, order = Heard(), []
     with export_slot():
         order.append("first")
-    cache = tmp_path / "cache"
-    other = FileLock(cache / "export.lock", thread_local=False)
-    other.acquire()
+    held = threading.Event()
 
-    def end_the_other() -> None:
-        heard.moved_on.wait(60)
-        order.append("other ends")
-        other.release()
+    def another() -> None:
+        with FileLock(tmp_path / "cache" / "export.lock"):
+            held.set()
+            heard.moved_on.wait(60)
+            order.append("other ends")
 
-    thread = threading.Thread(target=end_the_other)
+    thread = threading.Thread(target=another)
     thread.start()
+    held.wait(60)
     with listening(heard), export_slot():
         order.append("second")
     thread.join()
