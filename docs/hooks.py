@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import typer
@@ -100,7 +100,7 @@ def _metrics() -> Iterator[str]:
         statistics = {name: _in(where, left.pop(name)) for name in METRICS if _of(part, name)}
         about = "" if part != "device" else " The CPU stands where `source` is said."
         yield f"## Token by token, {part}\n\nCompared {where}.{about}\n\n{_metric_table(statistics)}"
-    groups = {
+    groups: dict[str, Callable[[str], bool]] = {
         "Against the source model": lambda name: name in NEED_REFERENCE,
         "Speed and memory": lambda name: name in OF_THE_MACHINE or name == "concurrent_prompts",
         "Of the export itself": lambda _: True,
@@ -197,7 +197,7 @@ def _type(one: Schema, known: Mapping[str, Schema], places: Mapping[str, str]) -
         return " or ".join(_type(choice, known, places) for choice in choices)
     if "const" in one or "enum" in one:
         return " or ".join(f"`{value}`" for value in one.get("enum", [one.get("const")]))
-    kind = one.get("type", "anything")
+    kind = str(one.get("type", "anything"))
     if kind == "array":
         return f"list of {_type(one.get('items', {}), known, places)}"
     if kind == "object":
