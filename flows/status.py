@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -14,6 +13,7 @@ from pydantic import Field
 
 from flows.environment import prefect_api
 from flows.up import POOL
+from tasks import secrecy
 from tasks.errors import VinoflowError
 from tasks.records import Record
 from tasks.registry import list_versions, tracking_uri
@@ -55,7 +55,7 @@ def is_down(lines: Sequence[Line]) -> bool:
 
 def _mlflow() -> Iterator[Line]:
     """Yield the registry, and for each model what is promoted and what is newer."""
-    uri = re.sub(r"//[^/@]+@", "//", tracking_uri())
+    uri = secrecy.without_secrets(tracking_uri())
     try:
         versions = list_versions()
     except VinoflowError as error:
