@@ -139,6 +139,8 @@ def test_nothing_that_is_left_has_a_planted_secret(job: Job) -> None:
     works(job)
     fails(job)
     assert any(SECRETS["hub"] in request.headers.get("authorization", "") for request in job.hub.requests)
+    kept = b"".join(path.read_bytes() for path in (job.folder / "prefect").glob("prefect.db*"))
+    assert b"prefect.automation.action.failed" in kept, "the webhook was not asked"
     for path in job.store.find("bucket"):
         target = job.folder / "fetched" / path
         target.parent.mkdir(parents=True, exist_ok=True)
