@@ -1,4 +1,4 @@
-"""The commands of the tutorial and of the how-tos are run, in their order, and print what the pages show."""
+"""The commands of the how-tos are run, in their order, and print what the pages show."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tasks.preflight import Structure
 from tasks.recipe_file import load_recipe
 from tasks.records import ExportedModel
 from tests import small
-from tests.conftest import ROOT, Vinoflow, link_tree, write_tiny_recipe
+from tests.conftest import ROOT, Vinoflow, write_tiny_recipe
 from tests.hub_server import FakeHub
 from tests.pages import Terminal, blocks
 from tests.serving import give, register_version
@@ -31,13 +31,6 @@ NAME = "smollm2-135m-instruct"
 def terminal(tmp_path: Path) -> Iterator[Terminal]:
     with Terminal(tmp_path) as opened:
         yield opened
-
-
-@pytest.mark.slow
-def test_the_tutorial(smollm2_int8: ExportedModel, seeded: Path, tmp_path: Path, terminal: Terminal) -> None:
-    link_tree(smollm2_int8.path, tmp_path / "cache" / "models" / smollm2_int8.digest)
-    terminal.follow(DOCS / "tutorial.md")
-    assert not seeded.exists()  # its last command
 
 
 def test_a_model_of_ones_own(home: Path, terminal: Terminal) -> None:
