@@ -19,15 +19,14 @@ def changes(version: ModelVersion, *, alias: str) -> str:
     """Return in Markdown what differs between a version and the one that has an alias; empty: no other has it."""
     try:
         current = resolve(f"{version.name}@{alias}")
+        if current.version == version.version:
+            return ""
+        return _page(diff(current.reference, version.reference), alias)
     except VersionNotFoundError:
         return ""
-    if current.version == version.version:
-        return ""
-    try:
-        return _page(diff(current.reference, version.reference), alias)
     except RegistryError as error:  # the version is made and stays, whatever is wrong with the other one's evidence
-        _log.warning("%s cannot be compared with %s: %s", version.reference, current.reference, error)
-        return f"{version.reference} cannot be compared with {alias} {current.reference}: {error}\n"
+        _log.warning("%s cannot be compared with %s: %s", version.reference, alias, error)
+        return f"{version.reference} cannot be compared with {alias}: {error}\n"
 
 
 def _page(found: Difference, alias: str) -> str:

@@ -80,11 +80,11 @@ def _make(recipe: Recipe, checkpoint: Checkpoint, inputs: str, *, started_at: fl
         description=f"{version.reference}, MLflow run {run_id}",
     )
     changed = changes(version, alias=recipe.registry.auto_promote or "champion")
+    validated(version, auto_promote=recipe.registry.auto_promote)
     if changed:
         attach(run_id, "changes.md", changed)
         key = f"{_key(recipe)}-changes"
         leave(create_markdown_artifact, markdown=changed, key=key, description=version.reference)
-    validated(version, auto_promote=recipe.registry.auto_promote)
     return outcome
 
 
