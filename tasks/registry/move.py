@@ -226,7 +226,7 @@ def _make(entry: Entry) -> Entry:
     """Write a move down, then make it."""
     noted = append(entry)
     for twin in same_sequence(entry.name, entry.sequence):
-        if twin.entry.digest != entry.digest:
+        if twin.entry != entry:
             withdraw(noted)
             raise ConflictError(f"{entry.name}@{entry.alias} is being moved by another process: look, then run again")
         if twin.run_id != noted.run_id:  # a request of ours that was given up, and arrived late

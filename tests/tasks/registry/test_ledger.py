@@ -223,6 +223,22 @@ def test_a_twin_that_appears_while_it_moves_is_a_conflict(
     assert sorted(noted.entry.sequence for noted in entries("small")) == [1, 2, 3]
 
 
+def test_a_request_that_arrives_twice_is_one_move(three: list[ModelVersion], monkeypatch: pytest.MonkeyPatch) -> None:
+    from tasks.registry import move as moving
+
+    original = moving.append
+
+    def twice(entry: object) -> object:
+        original(entry)  # type: ignore[arg-type]
+        return original(entry)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(moving, "append", twice)
+        assert move("small/1") == 1
+    assert move("small/2") == 2
+    assert [noted.entry.sequence for noted in entries("small")] == [2, 1]
+
+
 def test_a_writer_that_slept_does_not_undo_what_came_after(
     three: list[ModelVersion], monkeypatch: pytest.MonkeyPatch
 ) -> None:
