@@ -1,4 +1,4 @@
-"""The main job on the real model, through the command that users type."""
+"""The main job through the command that users type; on the real model it is the README's."""
 
 from __future__ import annotations
 
@@ -8,78 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tasks.config import Recipe
-from tasks.records import ValidationReport
 from tests.conftest import Vinoflow, write_tiny_recipe
 
 pytestmark = pytest.mark.slow
-NAME = "smollm2-135m-instruct"
-
-
-@pytest.fixture
-def quick(quick_recipe: Recipe, tmp_path: Path) -> Path:
-    """The quick recipe as a file; test_readme.py runs the whole one."""
-    data = quick_recipe.model_dump(mode="json")
-    (tmp_path / "text.txt").write_text(data["validation"]["text"])
-    data["validation"]["text"] = "text.txt"
-    path = tmp_path / "quick.yaml"
-    path.write_text(yaml.safe_dump(data))
-    return path
-
-
-def test_the_main_job_on_the_real_model(vinoflow: Vinoflow, seeded: Path, quick: Path) -> None:
-    done = vinoflow("export-and-validate", quick)
-    rows = dict(line.split(maxsplit=1) for line in done.stdout.splitlines()[:5])
-    assert rows["version"] == f"{NAME}/1"
-    assert "int4_sym" in done.stdout and "int8_asym" in done.stdout
-    assert rows["device"].startswith(("CPU", "GPU.0"))
-    assert "8 of 8" in done.stdout
-    assert f"--model {NAME}@latest" in done.stdout
-    for step in ("compile", "generate", "upload"):
-        assert step in done.stderr
-
-    report = Path(done.stdout.split("report", 1)[1].split()[0])
-    assert "PASSED" in report.read_text()
-    assert {path.name for path in (report.parent / "plots").iterdir()} == {
-        "divergence.png",
-        "kl-by-position.png",
-        "kl-histogram.png",
-        "latency.png",
-    }
-    evidence = ValidationReport.model_validate_json(report.with_name("report.json").read_bytes())
-    assert 0.175 < evidence.metrics["text_kl_mean"] < 0.205  # measured: 0.190
-    assert evidence.intervals["text_kl_mean"][0] < evidence.metrics["text_kl_mean"]
-
-    again = vinoflow("export-and-validate", quick, "--json")
-    outcome = json.loads(again.stdout)
-    assert outcome["reused"] is True and outcome["version"] == 1
-    assert "nothing was exported" in again.stderr
-
-    (listed,) = json.loads(vinoflow("list", "--json").stdout)
-    assert listed == {"name": NAME, "version": 1, "aliases": [], "digest": outcome["digest"]}
-
-    answer = vinoflow("ask", "What is the capital of France?", "--model", f"{NAME}@latest")
-    assert "Paris" in answer.stdout
-    assert f"{NAME}/1" in answer.stderr
-    raw = vinoflow(
-        "ask",
-        "<|im_start|>user\nWhat is the capital of Japan?<|im_end|>\n<|im_start|>assistant\n",
-        "--raw",
-        "--json",
-        "--model",
-        f"{NAME}/1",
-    )
-    given = json.loads(raw.stdout)
-    assert "Tokyo" in given["text"] and given["finish_reason"] == "stop"
-    assert given["digest"] == outcome["digest"]
-
-    (stored,) = (seeded / "mlruns" / "artifacts").rglob("openvino_detokenizer.xml")
-    content = bytearray(stored.read_bytes())
-    content[100] ^= 0x01
-    stored.write_bytes(content)
-    refused = vinoflow("ask", "Hello", "--model", f"{NAME}@latest", expect=1)
-    assert "openvino_detokenizer.xml is damaged" in refused.stderr
-    assert "Paris" not in refused.stdout
 
 
 def test_a_failed_gate_registers_nothing_keeps_its_report_and_ends_with_3(
