@@ -112,6 +112,7 @@ def _mlflow(wanted: Wanted, folder: Path, servers: Servers) -> Service:
         environment={
             "MLFLOW_BACKEND_STORE_URI": store,  # may have a password, which a command line would show to all
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            "AWS_MAX_ATTEMPTS": os.environ.get("AWS_MAX_ATTEMPTS", "2"),  # else a silent S3 holds a thread for minutes
             "MLFLOW_TRACKING_URI": "",
         },
         log=folder / "mlflow.log",
