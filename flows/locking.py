@@ -4,36 +4,22 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-
-from filelock import FileLock, Timeout
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 from flows.environment import matter_of, prefect_api
-from tasks import locations, progress
+from tasks import locations
 from tasks.errors import ConflictError, RegistryError
 from tasks.registry import Locking, locked
+from tasks.turns import in_turn
 
 _LEASE_S = 60.0  # the least that Prefect grants; its holder renews it, and Prefect frees what nobody renews
 _WAIT_S = 120.0  # a killed holder's lease is free after 75 s (its server looks every 15 s), seen up to 39 s later
 _log = logging.getLogger(__name__)
 
 
-@contextmanager
-def export_slot() -> Iterator[None]:
+def export_slot() -> AbstractContextManager[None]:
     """Let one export at a time through on this machine: two may not fit its memory, and slow each other's figures."""
-    folder = locations.cache()
-    folder.mkdir(parents=True, exist_ok=True)
-    slot = FileLock(folder / "export.lock")
-    try:
-        slot.acquire(blocking=False)
-    except Timeout:
-        with progress.step("wait") as step:
-            step.update(note="another export is under way on this machine")
-            slot.acquire()
-    try:
-        yield
-    finally:
-        slot.release()
+    return in_turn(locations.cache() / "export.lock", note="another export is under way on this machine")
 
 
 def locking_here() -> Locking:

@@ -19,10 +19,14 @@ if TYPE_CHECKING:
 
 _FLOWS = ["nightly", "promote", "batch-inference"]
 _BROKEN = ("Crashed", "Failed", "TimedOut")
-_ENDS = (*_BROKEN, "Completed", "Cancelled", "NothingNew", "GatesFailed", "Paused", "Suspended")
+_SILENCED = (*_BROKEN, "Completed", "Cancelled", "NothingNew", "GatesFailed", "Paused", "Suspended", "AwaitingRetry")
 _SILENT = timedelta(minutes=3)  # a run beats every 30 s
 _LOST = "vinoflow: end runs of a machine that is gone"
 _OF_A_MODEL = {"prefect.resource.id": "vinoflow.model.*"}
+_OF_OUR_RUNS: dict[str, Any] = {  # others may have theirs on the same server
+    "match": {"prefect.resource.id": "prefect.flow-run.*"},
+    "match_related": {"prefect.resource.role": "flow", "prefect.resource.name": _FLOWS},
+}
 _MOVE = """It was {{ event.payload.from_version or 'nowhere' }}; by {{ event.payload.actor }}.
 {{ event.payload.reason }}
 Ledger entry {{ event.payload.sequence }}, digest {{ event.payload.to_digest }}"""
@@ -63,10 +67,7 @@ _NEWS = (
     News(
         name="crashed",
         events=tuple(f"prefect.flow-run.{state}" for state in _BROKEN),
-        about={
-            "match": {"prefect.resource.id": "prefect.flow-run.*"},
-            "match_related": {"prefect.resource.role": "flow", "prefect.resource.name": _FLOWS},
-        },
+        about=_OF_OUR_RUNS,
         subject="{{ flow.name }} {{ flow_run.name }}: {{ flow_run.state.name }}",
         body="{{ flow_run.state.message }}",
     ),
@@ -111,9 +112,9 @@ def end_lost_runs(client: SyncPrefectClient) -> list[str]:
     """Have a run that has not been heard of for three minutes end as Crashed: its machine is gone."""
     beat = "prefect.flow-run.heartbeat"
     silence = EventTrigger(
-        match={"prefect.resource.id": "prefect.flow-run.*"},
+        **_OF_OUR_RUNS,
         after={beat},
-        expect={beat, *(f"prefect.flow-run.{state}" for state in _ENDS)},
+        expect={beat, *(f"prefect.flow-run.{state}" for state in _SILENCED)},
         for_each={"prefect.resource.id"},
         posture=Posture.Proactive,
         threshold=1,

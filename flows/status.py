@@ -113,16 +113,17 @@ def _workers(client: SyncPrefectClient) -> Iterator[Line]:
         about = f"none is online: prefect worker start --pool {POOL}"
         yield Line(what="worker", name=POOL, state="down", about=about)
     for queue in client.read_work_queues(work_pool_name=POOL):
-        late = _runs(client, {"work_pool_queue": queue.name})
+        late = _late(client, queue.name)
         if late:
             yield Line(what="queue", name=queue.name, state="look", about=f"{late} runs are late: no worker takes them")
 
 
-def _runs(client: SyncPrefectClient, wanted: dict[str, str]) -> int:
+def _late(client: SyncPrefectClient, name: str) -> int:
+    """Return how many runs of a queue should have begun."""
     from prefect.client.schemas.filters import FlowRunFilter, WorkQueueFilter
 
     late = FlowRunFilter.model_validate({"state": {"name": {"any_": ["Late"]}}})
-    queue = WorkQueueFilter.model_validate({"name": {"any_": [wanted["work_pool_queue"]]}})
+    queue = WorkQueueFilter.model_validate({"name": {"any_": [name]}})
     return len(client.read_flow_runs(flow_run_filter=late, work_queue_filter=queue, limit=50))
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import httpx
+from filelock import FileLock, Timeout
 from pydantic import Field
 
 from flows.supervisor import Service, supervise
@@ -53,6 +54,11 @@ def up(wanted: Wanted, *, on_ready: Callable[[Servers], None], on_trouble: Calla
     guard.start()  # should we be killed
     folder = locations.home() / "mlruns" / "servers"
     folder.mkdir(parents=True, exist_ok=True)
+    alone = FileLock(folder / "up.lock")
+    try:
+        alone.acquire(blocking=False)
+    except Timeout as error:
+        raise ServingError(f"`vinoflow up` runs already for {locations.home()}: `vinoflow status` shows it") from error
     servers = Servers(
         mlflow=f"http://{_HOST}:{wanted.mlflow_port}",
         prefect=f"http://{_HOST}:{wanted.prefect_port}/api",
@@ -70,6 +76,7 @@ def up(wanted: Wanted, *, on_ready: Callable[[Servers], None], on_trouble: Calla
         supervise(services, on_ready=ready, on_trouble=on_trouble)
     finally:
         _note().unlink(missing_ok=True)
+        alone.release()
 
 
 def find_servers() -> None:

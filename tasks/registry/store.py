@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
-from tasks import locations, progress, secrecy, telemetry
+from tasks import locations, secrecy, telemetry
 from tasks.errors import ConflictError, DiskFullError, RegistryError, UnwritableError
 from tasks.registry import trouble
+from tasks.turns import in_turn
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -116,19 +117,9 @@ def one_at_a_time(inputs: str) -> Iterator[None]:
     Args:
         inputs: Digest of what decides the result.
     """
-    folder = locations.home() / "mlruns" / "locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / f"{inputs}.lock")
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        with progress.step("wait") as step:
-            step.update(note="another run of the same inputs is under way")
-            lock.acquire()
-    try:
+    lock = locations.home() / "mlruns" / "locks" / f"{inputs}.lock"
+    with in_turn(lock, note="another run of the same inputs is under way"):
         yield
-    finally:
-        lock.release()
 
 
 @contextmanager

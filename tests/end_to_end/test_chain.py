@@ -120,6 +120,8 @@ def _deploy_twice(team: Team, vinoflow: Vinoflow) -> None:
     assert json.loads(vinoflow(*asked).stdout) == deployed
     assert known == {path: len(team.ask(f"/{path}/filter")) for path in known}
     assert len(deployed) == known["deployments"] == 7
+    forms = {one["name"]: one["parameter_openapi_schema"]["properties"] for one in team.ask("/deployments/filter")}
+    assert forms["tiny"]["again"]["type"] == "boolean" and "from the folder" in forms["tiny"]["recipe"]["description"]
     queues = {one["name"]: one["queue"] for one in deployed}
     assert (queues["nightly/tiny"], queues["nightly/phi-3-mini-4k-instruct"]) == ("cpu", "gpu")
 

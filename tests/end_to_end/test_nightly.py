@@ -127,6 +127,7 @@ def test_what_is_new_is_exported_once(
     about = until(lambda: validated(server))
     assert about[-1]["resource"]["vinoflow.auto_promote"] == "champion"
     assert about[-1]["payload"]["reference"] == "tiny/1"
+    assert (tmp_path / "cache" / "export.lock").exists(), "it did not wait for its turn on this machine"
     promote(consider("tiny/1", alias="champion"))
 
     again = nightly(recipe)
@@ -194,7 +195,12 @@ def test_a_run_of_a_machine_that_is_gone_ends_as_crashed(
         assert len(client.read_automations_by_name("vinoflow: end runs of a machine that is gone")) == 1
         run = client.create_flow_run(flow, parameters={"recipe": "x.yaml"}, state=Running())
         time.sleep(3)  # the automation is known to what watches events
-        emit_event("prefect.flow-run.heartbeat", resource={"prefect.resource.id": f"prefect.flow-run.{run.id}"})
+        ours = {"prefect.resource.id": f"prefect.flow.{run.flow_id}", "prefect.resource.role": "flow"}
+        emit_event(
+            "prefect.flow-run.heartbeat",
+            resource={"prefect.resource.id": f"prefect.flow-run.{run.id}"},
+            related=[ours | {"prefect.resource.name": "nightly"}],
+        )
         state = until(lambda: (now := client.read_flow_run(run.id).state) and now.is_crashed() and now)
     assert "its machine is gone" in state.message
 

@@ -57,6 +57,7 @@ def test_what_dies_comes_again_and_what_was_cut_off_goes_on(
         lines = {line["what"]: line for line in json.loads(vinoflow("status", "--json").stdout)}
         assert (lines["model"]["name"], lines["model"]["about"]) == ("small", "champion 1; newest 1")
         assert lines["worker"]["state"] == "ok"
+        assert "runs already for" in vinoflow("up", expect=1).stderr
         with monkeypatch.context() as patch:
             patch.setenv("PREFECT_API_URL", told["prefect"])
             receivers.block(hook)
