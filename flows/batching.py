@@ -99,7 +99,7 @@ def predict(wanted: Wanted) -> Estimate:
 
 
 def answer_here(job: Job, parts: Sequence[Part]) -> Tally:
-    """Answer parts in this process, by one engine."""
+    """Answer parts by the engines of this process."""
     try:
         return answer_parts(job, parts, threads=job.settings.threads)
     finally:

@@ -6,6 +6,7 @@ import contextlib
 import os
 from typing import Any
 
+from tasks import devices
 from tasks.config import Batch
 from tasks.errors import BatchError
 
@@ -55,14 +56,14 @@ def _ray(settings: Batch) -> Any:
 
 
 def threads_of_worker(settings: Batch) -> int | None:
-    """Return the threads of a worker's engine: what is set, or the worker's share of the cores; asked in the worker.
+    """Return the threads of a worker's engines: what is set, or the worker's share of the cores; asked in the worker.
 
-    None: as many as OpenVINO chooses.
+    None: as many as there are cores.
     """
     if settings.threads or settings.runner == "local":
         return settings.threads
     if not settings.address:
-        return max(1, len(os.sched_getaffinity(0)) // settings.workers)
+        return max(1, devices.cores() // settings.workers)
     with contextlib.suppress(Exception):  # outside of a worker there is none to ask
         if settings.runner == "dask":
             from distributed import get_worker

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal
+
+import psutil
 
 from tasks import child
 from tasks.child import Message, Parent, serve_once
@@ -13,6 +16,11 @@ from tasks.records import DeviceRecord
 
 # what decides how a model computes, beside its weights
 _TOLD = ("INFERENCE_PRECISION_HINT", "KV_CACHE_PRECISION", "DYNAMIC_QUANTIZATION_GROUP_SIZE", "INFERENCE_NUM_THREADS")
+
+
+def cores() -> int:
+    """Return how many of the machine's cores this process may use; two threads of a core count once."""
+    return min(len(os.sched_getaffinity(0)), psutil.cpu_count(logical=False) or 1 << 16)
 
 
 def chosen(device: str | None) -> str | None:

@@ -53,6 +53,9 @@ class StubEngine:
         )
         return Whole(said, [])
 
+    def kill(self) -> None:
+        pass
+
     def close(self) -> None:
         pass
 
@@ -61,6 +64,7 @@ def in_place(patch: pytest.MonkeyPatch) -> None:
     """Have batches answered by it; nothing is smoke-tested."""
     patch.setattr(engines, "Engine", StubEngine)
     patch.setattr(engines.Loaded, "_try", lambda _: None)
+    patch.setattr(engines, "_memory", lambda *_: 1.0)  # of a model that has no weights
 
 
 def main() -> None:

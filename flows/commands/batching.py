@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _INPUT = "A file, folder or pattern: .jsonl, .csv, .tsv, .parquet, or OpenAI's batch file; also s3://..."
 _OUTPUT = "The file to write, of any of these kinds."
 _SET = "Any other setting, for instance columns.prompt=question or settings.temperature=0.7."
-_RUNNER = "Where to answer: one engine here, or one a worker of a cluster."
+_RUNNER = "Where to answer: here, or on the workers of a cluster."
 
 _REASONS = 5  # that are told
 

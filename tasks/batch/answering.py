@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 
 from pydantic import Field
@@ -74,11 +75,12 @@ def answer_parts(
         asker = Asker(job, engine.model.version, habits_of(engine.model.path), engine.grammars)
         answering = _Range(job, asker)
         with progress.step("answer", total=sum(part.rows for part in waiting), unit="steps") as step:
-            for key, answer in engine.answers(answering.requests(waiting)):
-                answering.take(key, answer)
-                if answering.tally.rows > step.done:
-                    step.update(done=answering.tally.rows, note=_note(answering.tally, step.seconds))
-                    on_part(answering.tally)
+            with closing(engine.answers(answering.requests(waiting))) as answers:
+                for key, answer in answers:
+                    answering.take(key, answer)
+                    if answering.tally.rows > step.done:
+                        step.update(done=answering.tally.rows, note=_note(answering.tally, step.seconds))
+                        on_part(answering.tally)
             step.update(done=answering.tally.rows, note=_note(answering.tally, step.seconds))
             return answering.tally + Tally(seconds=step.seconds)
 

@@ -1,77 +1,40 @@
-"""The engine of this process: loaded for the first range of rows, kept for the next, ended when no more come."""
+"""The engines of this process: loaded for the first range of rows, kept for the next, ended when no more come."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import logging
 import threading
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Generic, TypeVar
+from pathlib import Path
 
-from tasks import progress
+import psutil
+
+from tasks import devices, progress
 from tasks.batch.job import Job
+from tasks.batch.lasting import Key, LastingEngine
+from tasks.batch.team import Team
+from tasks.config import Batch
 from tasks.engine import Engine, GrammarCheck, Request, Whole
-from tasks.errors import EngineDiedError, EngineError, IntegrityError
+from tasks.errors import EngineError, IntegrityError
 from tasks.registry import PulledModel, pull, recipe_of, report_of
 from tasks.serving.smoke import judge
 from tasks.validate import EXACT, reference_requests
 
 _IDLE_S = 60.0
-_MOST_DEATHS = 3  # of an engine while it answers a row; the last time it answers nothing else
-_MOST_IN_VAIN = 10  # deaths without an answer between them
-_log = logging.getLogger(__name__)
-Key = TypeVar("Key")
-
-
-class _Trial(Generic[Key]):
-    """Which requests were in flight when engines died, and which one of them is to blame."""
-
-    def __init__(self, requests: Iterable[tuple[Key, Request]]) -> None:
-        self.suspects: list[Key] = []
-        self._source = iter(requests)
-        self._again: list[Key] = []
-        self._in_flight: dict[Key, Request] = {}
-        self._deaths: Counter[Key] = Counter()
-
-    def alone(self) -> list[tuple[Key, Request]]:
-        """Return the suspect that is asked by itself."""
-        return [(self.suspects[0], self._in_flight[self.suspects[0]])]
-
-    def together(self) -> Iterator[tuple[Key, Request]]:
-        """Yield what was in flight before, then what was not asked yet."""
-        again, self._again = self._again, []
-        yield from ((key, self._in_flight[key]) for key in again)
-        for key, request in self._source:
-            self._in_flight[key] = request
-            yield key, request
-
-    def done(self, key: Key) -> None:
-        """Note that a request is answered."""
-        del self._in_flight[key]
-        if self.suspects and self.suspects[0] == key:
-            self.suspects.pop(0)
-
-    def died(self) -> Key | None:
-        """Note that an engine died; return the request that is to blame, which is not asked again, if it is known."""
-        self._deaths.update(self.suspects[:1] or list(self._in_flight))
-        guilty = None
-        if self.suspects and self._deaths[self.suspects[0]] >= _MOST_DEATHS:
-            guilty = self.suspects[0]
-            self.done(guilty)
-        if not self.suspects:
-            self.suspects = [key for key in self._in_flight if self._deaths[key] >= _MOST_DEATHS - 1]
-            self._again = [key for key in self._in_flight if self._deaths[key] < _MOST_DEATHS - 1]
-        return guilty
+_LIBRARIES_BYTES = 500_000_000
+_TOKENS_A_ROW = 512  # of prompt and answer, reckoned before any row is read
 
 
 class Loaded:
-    """A version with its engine, which is loaded anew when its process ends."""
+    """A version with its engines."""
 
     def __init__(self, job: Job, threads: int | None) -> None:
         """Pull the version, check its files, load it, and have it answer its reference prompts.
+
+        Args:
+            job: The batch.
+            threads: Of all engines together; none: as many as there are cores.
 
         Raises:
             IntegrityError: Its files, or those of its report, are not what the batch was begun with.
@@ -87,67 +50,42 @@ class Loaded:
         self.grammars = GrammarCheck(self.model.path)
         self._job = job
         self._config: dict[str, str] = json.loads(self.model.version.tags["vinoflow.ov_config"])
-        if threads:
-            self._config["INFERENCE_NUM_THREADS"] = str(threads)
         if job.settings.exact:
             self._config |= EXACT
-        self._engine = self._load()
+        threads = threads or devices.cores()
+        count = job.settings.engines or _count(job, self.model.path, threads)
+        if job.device == "CPU":
+            self._config["INFERENCE_NUM_THREADS"] = str(max(1, threads // count))
+            self._config["ENABLE_CPU_PINNING"] = "NO"  # or every process takes the same cores, the first ones
+        self._engines = [LastingEngine(self._load) for _ in range(count)]
         try:
+            with progress.step("load") as step:
+                step.update(note=f"{job.version} on {job.device}, {count} engine{'s' if count > 1 else ''}")
+                self._engines[0].load()
             self._try()
         except BaseException:
             self.close()
             raise
 
-    def answers(self, requests: Iterable[tuple[Key, Request]]) -> Iterator[tuple[Key, Whole | EngineError]]:
+    def answers(self, requests: Iterable[tuple[Key, Request]]) -> Generator[tuple[Key, Whole | EngineError]]:
         """Answer requests, and yield each with its key as it is done, an error where there is no answer.
-
-        An engine that dies is loaded anew, and what it had in flight is asked again, half as much at a time. What is in
-        flight when a second one dies is asked alone; what that ends as well is not answered.
 
         Raises:
             EngineError: Engines die again and again, and answer nothing.
         """
-        trial = _Trial[Key](requests)
-        window, in_vain = self._job.settings.window, 0
-        while True:
-            try:
-                for key, answer in self._asked(trial, window):
-                    trial.done(key)
-                    in_vain = 0
-                    yield key, answer
-                return
-            except EngineDiedError as error:
-                in_vain += 1
-                if in_vain >= _MOST_IN_VAIN:
-                    raise EngineError(f"{in_vain} engines ended one after the other, the last: {error}") from error
-                _log.warning("the engine ended and is loaded again: %s", error)
-                self._reload()
-                window = max(1, window // 2)
-                if (guilty := trial.died()) is not None:
-                    yield guilty, EngineError(f"the engine ended {_MOST_DEATHS} times while it answered this row")
-
-    def _asked(self, trial: _Trial[Key], window: int) -> Iterator[tuple[Key, Whole | EngineError]]:
-        while trial.suspects:
-            yield from self._engine.stream(trial.alone(), window=1)
-        yield from self._engine.stream(trial.together(), window=window)
+        return Team(self._engines, window=self._job.settings.window).answers(requests)
 
     def close(self) -> None:
-        """End the engine."""
-        self._engine.close()
+        """End the engines."""
+        for engine in self._engines:
+            engine.close()
         self.grammars.close()
 
     def _load(self) -> Engine:
         settings = self._job.settings
-        with progress.step("load") as step:
-            step.update(note=f"{self._job.version} on {self._job.device}")
-            return Engine(
-                self.model.path, device=self._job.device, ov_config=self._config, kv_cache_gb=settings.kv_cache_gb
-            )
-
-    def _reload(self) -> None:
-        with contextlib.suppress(Exception):
-            self._engine.close()
-        self._engine = self._load()
+        return Engine(
+            self.model.path, device=self._job.device, ov_config=self._config, kv_cache_gb=settings.kv_cache_gb
+        )
 
     def _try(self) -> None:
         version = self.model.version
@@ -155,7 +93,7 @@ class Loaded:
         with progress.step("smoke test") as step:
             step.update(note=f"{len(recipe.validation.prompts)} prompts")
             requests = reference_requests(recipe.validation)
-            answers = dict(self._engine.stream(enumerate(requests), window=len(requests)))
+            answers = dict(self._engines[0].load().stream(enumerate(requests), window=len(requests)))
         wholes = [answers[place] for place in range(len(requests))]
         failed = next((one for one in wholes if isinstance(one, EngineError)), None)
         problem = (
@@ -165,6 +103,34 @@ class Loaded:
             raise EngineError(f"{version.reference} does not answer as when it was validated: {problem}")
 
 
+def _count(job: Job, folder: Path, threads: int) -> int:
+    """Return how many engines are best: on a CPU one a core, as far as rows and half of the free memory suffice.
+
+    Threads of one engine wait for each other at every layer; engines do not.
+    """
+    if job.device != "CPU":
+        return 1
+    rows = job.rows // job.settings.window
+    room = psutil.virtual_memory().available / 2 / _memory(folder, job.settings)
+    return max(1, min(threads, rows, int(room)))
+
+
+def _memory(folder: Path, settings: Batch) -> float:
+    """Return about how many bytes an engine takes.
+
+    Weights are there as they lie on the disk and in the form that is computed with; keys and values have a byte each,
+    in exact mode four.
+    """
+    config = json.loads((folder / "config.json").read_bytes())
+    cache = settings.kv_cache_gb * 1e9
+    if not cache:
+        heads = config.get("num_attention_heads", 32)
+        width = config.get("head_dim") or config.get("hidden_size", 4096) // heads
+        layers, groups = config.get("num_hidden_layers", 32), config.get("num_key_value_heads") or heads
+        cache = 2 * layers * groups * width * (4 if settings.exact else 1) * settings.window * _TOKENS_A_ROW
+    return _LIBRARIES_BYTES + 3 * (folder / "openvino_model.bin").stat().st_size + cache
+
+
 _lock = threading.Lock()  # one range at a time
 _kept: Loaded | None = None
 _idle: threading.Timer | None = None
@@ -172,8 +138,8 @@ _idle: threading.Timer | None = None
 
 @contextmanager
 def loaded(job: Job, *, threads: int | None) -> Iterator[Loaded]:
-    """Hold this process's engine, loaded with a job's version; another range of this process waits."""
-    global _kept, _idle  # noqa: PLW0603 - one engine a process is the point
+    """Hold this process's engines, loaded with a job's version; another range of this process waits."""
+    global _kept, _idle  # noqa: PLW0603 - one version a process is the point
     with _lock:
         if _idle is not None:
             _idle.cancel()
@@ -193,7 +159,7 @@ def loaded(job: Job, *, threads: int | None) -> Iterator[Loaded]:
 
 
 def release() -> None:
-    """End this process's engine, if it has one."""
+    """End this process's engines, if it has some."""
     global _kept  # noqa: PLW0603
     with _lock:
         if _kept is not None:
@@ -203,4 +169,7 @@ def release() -> None:
 
 def _what(job: Job, threads: int | None) -> tuple[object, ...]:
     settings = job.settings
-    return job.version, job.digest, job.device, settings.exact, settings.kv_cache_gb, threads
+    return (
+        *(job.version, job.digest, job.device, job.rows, threads),
+        *(settings.exact, settings.kv_cache_gb, settings.window, settings.engines),
+    )

@@ -12,7 +12,7 @@ from tasks.config.validation import one_device
 Kind = Literal["jsonl", "csv", "parquet", "openai"]
 
 _HOW = {
-    *("window", "kv_cache_gb", "part_rows", "runner", "address", "workers", "threads", "strict", "device"),
+    *("window", "kv_cache_gb", "part_rows", "runner", "address", "workers", "engines", "threads", "strict", "device"),
 }
 
 
@@ -55,19 +55,26 @@ class Batch(Config):
         description="Compute in float32, so that answers do not depend on what else is in the batch. Slower, and not "
         "what was validated: for tests and diagnosis.",
     )
-    window: int = Field(128, ge=1, description="Rows that are answered at once.")
+    window: int = Field(128, ge=1, description="Rows that an engine answers at once.")
     kv_cache_gb: int = Field(
         0, ge=0, description="Gigabytes for keys and values; 0: as much as the rows under way need."
     )
     part_rows: int = Field(256, ge=1, description="Rows that are kept together: what a kill may cost a second time.")
     max_row_bytes: int = Field(1_000_000, ge=1000, description="Bytes of a row at most; longer ones are rejected.")
     runner: Literal["local", "dask", "ray"] = Field(
-        "local", description="local: one engine in this process; dask, ray: one a worker, by Prefect's task runners."
+        "local",
+        description="local: on this machine; dask, ray: on the workers of a cluster, by Prefect's task runners.",
     )
     address: str | None = Field(None, description="Of a running Dask or Ray cluster; none: one is started here.")
     workers: int = Field(2, ge=1, description="Workers of a cluster that is started here, or as many as it has.")
+    engines: int | None = Field(
+        None,
+        ge=1,
+        description="Engines of each worker, or of this machine; none: on a CPU one a core, as far as rows and half of "
+        "the free memory suffice, on other devices one.",
+    )
     threads: int | None = Field(
-        None, ge=1, description="Threads of each worker's engine; none: its share of the cores of its machine."
+        None, ge=1, description="Threads of a worker's engines together; none: its share of the cores of its machine."
     )
 
     @field_validator("device")

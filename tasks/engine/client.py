@@ -255,6 +255,10 @@ class Engine:
         """Answer one request."""
         return next(self.answers([request], on_text=lambda _, text: on_text(text)))[1]
 
+    def kill(self) -> None:
+        """End the process at once, while another thread waits for its answers, which is told that it has died."""
+        self._child.process.kill()
+
     def close(self) -> None:
         """End the process."""
         self._child.close()

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from flows.batching import Batched, Wanted, answer_here, run_batch
-from tasks.batch import engines
+from tasks.batch import answering, engines, lasting
+from tasks.batch.job import Job
 from tasks.config import Batch
 from tasks.engine import Engine
-from tasks.errors import EngineError, IntegrityError
+from tasks.errors import BatchError, DeviceError, EngineError, IntegrityError
 from tasks.records import ExportedModel
 from tests import small
 from tests.serving import EXACT, register_version
@@ -86,10 +90,111 @@ def test_a_row_that_ends_every_engine_is_found_and_left(
 
 
 def test_engines_that_answer_nothing_end_the_batch(tiny: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "_MOST_IN_VAIN", 4)
+    monkeypatch.setattr(lasting, "_MOST_IN_VAIN", 4)
     poison(monkeypatch, "Question")
     with pytest.raises(EngineError, match=r"4 engines ended one after the other, the last: .*SIGKILL"):
         answer(tmp_path, [f"Question {number}" for number in range(9)], window=8)
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Engine, dict[str, str]]]:
+    """Each engine that is loaded, with its settings."""
+    loaded: list[tuple[Engine, dict[str, str]]] = []
+    original = Engine.__init__
+
+    def init(self: Engine, folder: Path, *, ov_config: dict[str, str], **settings: Any) -> None:
+        original(self, folder, ov_config=ov_config, **settings)
+        loaded.append((self, ov_config))
+
+    monkeypatch.setattr(Engine, "__init__", init)
+    return loaded
+
+
+def test_several_engines_share_rows_and_cores(
+    tiny: None, tmp_path: Path, started: list[tuple[Engine, dict[str, str]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each would take the first cores, were it let."""
+    cores: list[set[str]] = []
+    close = Engine.close
+
+    def seen(self: Engine) -> None:
+        threads = Path(f"/proc/{self._child.pid}/task").iterdir()
+        cores.append({re.findall(r"Cpus_allowed_list:\s*(\S+)", (one / "status").read_text())[0] for one in threads})
+        close(self)
+
+    monkeypatch.setattr(Engine, "close", seen)
+    prompts = [f"Question {number} of many" for number in range(40)]
+    answer(tmp_path, prompts, "alone.jsonl", engines=1, window=4)
+    assert len(started) == 1
+    all_loaded, stream = threading.Barrier(3), Engine.stream
+
+    def begun(self: Engine, requests: Iterable[Any], *, window: int) -> Iterator[Any]:
+        if window == 4:  # not the smoke test
+            all_loaded.wait()
+        return stream(self, requests, window=window)
+
+    monkeypatch.setattr(Engine, "stream", begun)
+    done = answer(tmp_path, prompts, engines=3, threads=3, window=4)
+    assert len(started) == 4 and (done.run.rows, done.run.errors) == (40, 0)
+    assert {config["INFERENCE_NUM_THREADS"] for _, config in started[1:]} == {"1"}
+    assert all(len(one) == 1 for one in cores) and len({frozenset(one) for one in cores}) == 1
+    assert all(engine.peak_rss_bytes for engine, _ in started), "one answered nothing"
+    assert [row["answer"] for row in found(tmp_path)] == [row["answer"] for row in found(tmp_path, "alone.jsonl")]
+
+
+def test_an_engine_that_cannot_be_loaded_is_done_without(
+    tiny: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    loads: list[int] = []
+    original = Engine.__init__
+
+    def init(self: Engine, folder: Path, **settings: Any) -> None:
+        loads.append(1)
+        if len(loads) == 2:
+            raise DeviceError("no memory left")
+        original(self, folder, **settings)
+
+    monkeypatch.setattr(Engine, "__init__", init)
+    done = answer(tmp_path, [f"Question {number}" for number in range(30)], engines=2, window=2)
+    assert (done.run.rows, done.run.errors, len(loads)) == (30, 0, 2)
+    assert "goes on with an engine less: no memory left" in caplog.text
+
+
+def test_no_engine_outlives_a_batch_that_fails(
+    tiny: None, tmp_path: Path, started: list[tuple[Engine, dict[str, str]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise BatchError("the disk is full")
+
+    prompts = [f"Question {number}" for number in range(60)]
+    with monkeypatch.context() as patch, pytest.raises(BatchError, match="the disk is full"):
+        patch.setattr(answering, "keep", full)
+        answer(tmp_path, prompts, engines=2, window=4, part_rows=5, settings={"max_tokens": 200})
+    assert len(started) == 2 and all(engine._child.process.poll() is not None for engine, _ in started)
+    assert answer(tmp_path, prompts, engines=2, window=8, settings={"max_tokens": 200}).run.rows == 60
+
+
+@pytest.mark.parametrize(
+    ("device", "rows", "free", "count"),
+    [
+        ("CPU", 9000, 1e12, 16),
+        ("CPU", 300, 1e12, 2),
+        ("CPU", 9000, 6e9, 2),
+        ("CPU", 9000, 0, 1),
+        ("GPU.0", 9000, 1e12, 1),
+    ],
+)
+def test_how_many_engines_there_are(
+    device: str, rows: int, free: float, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SmolLM2's keys and values take 11.5 kB a token, 0.75 GB for 128 rows of 512."""
+    config = {"num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3, "hidden_size": 576}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "openvino_model.bin").write_bytes(b"")
+    monkeypatch.setattr(engines.psutil, "virtual_memory", lambda: SimpleNamespace(available=free))
+    job = SimpleNamespace(device=device, rows=rows, settings=Batch())
+    assert engines._count(cast(Job, job), tmp_path, threads=16) == count
+    assert engines._memory(tmp_path, Batch()) == pytest.approx(0.5e9 + 0.75e9, rel=0.01)
 
 
 def test_what_the_engine_refuses_is_told_in_its_row(tiny: None, tmp_path: Path) -> None:
