@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from s3fs import S3FileSystem
 
-from tasks.config import HubSource
+from tasks.config import HubSource, Recipe
 from tasks.preflight import Structure
 from tasks.recipe_file import load_recipe
-from tasks.records import ExportedModel
-from tests import small
-from tests.conftest import ROOT, Vinoflow, write_tiny_recipe
+from tasks.records import Checkpoint, ExportedModel
+from tests import servers, small
+from tests.conftest import ROOT, Vinoflow, link_tree, write_tiny_recipe
 from tests.hub_server import FakeHub
 from tests.pages import Terminal, blocks
 from tests.serving import give, register_version
-from tests.tasks.test_preflight import SMOLLM2, phi3_mini
+from tests.tasks.test_preflight import phi3_mini
 
 DOCS = ROOT / "docs"
 PAGES = [DOCS / "tutorial.md", DOCS / "batch.md", *sorted((DOCS / "how-to").glob("*.md"))]
@@ -33,16 +33,16 @@ def terminal(tmp_path: Path) -> Iterator[Terminal]:
         yield opened
 
 
-def test_a_model_of_ones_own(home: Path, terminal: Terminal) -> None:
-    """The folder has the layers of the model that the page has, and no weights."""
-    folder = terminal.clone / "my-model"
-    folder.mkdir()
-    files = headers(SMOLLM2)
-    for name, content in files.items():
-        (folder / name).write_bytes(content)
-    weights = sum(2 * math.prod(shape) for _, shape in SMOLLM2.tensors.values())
-    os.truncate(folder / "model.safetensors", len(files["model.safetensors"]) + weights)  # takes no room on the disk
+def test_a_model_of_ones_own(
+    seeded: Path, smollm2: Checkpoint, recipe: Recipe, tmp_path: Path, terminal: Terminal
+) -> None:
+    """The folder is the real model's, so its export is there: what is kept goes by digests, not by where files lie."""
+    link_tree(smollm2.path, terminal.clone / "my-model")
+    (terminal.clone / "my-text.txt").write_text(recipe.validation.text)
+    exports = tmp_path / "cache" / "exports"
+    kept = {*exports.glob("*.json")}
     terminal.follow(DOCS / "how-to" / "own-model.md")
+    assert {*exports.glob("*.json")} == kept
 
 
 @pytest.mark.slow
@@ -60,21 +60,27 @@ def test_batches(
     tiny_checkpoint: Path,
     tiny_export: ExportedModel,
     terminal: Terminal,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A tiny model in the name of the one that the pages have: its answers are noise, the rest is as they show it."""
     recipe = load_recipe(write_tiny_recipe(tmp_path, tiny_checkpoint, name=NAME))
     give(register_version(tiny_export, recipe, tmp_path))
-    terminal.follow(DOCS / "how-to" / "batch-on-ray.md")
+    with servers.s3(tmp_path / "s3") as where:
+        for variable, value in where.items():
+            monkeypatch.setenv(variable, value)
+        S3FileSystem(skip_instance_cache=True).put(str(DOCS / "questions.jsonl"), "bucket/in/questions.jsonl")
+        terminal.follow(DOCS / "how-to" / "batch-on-ray.md")
     terminal.follow(DOCS / "batch.md")
 
 
-def test_phi_3(home: Path, terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A hub on loopback states the layers that Phi-3-mini has, and holds no weights."""
+@pytest.mark.slow
+def test_phi_3(home: Path, terminal: Terminal, gpu: pytest.MonkeyPatch) -> None:
+    """A hub on loopback states the layers that Phi-3-mini has, and holds no weights; the GPU is a CPU by that name."""
     source = load_recipe(ROOT / "configs" / "phi-3-mini-4k-instruct.yaml").source
     assert isinstance(source, HubSource)
     with FakeHub() as hub:
         hub.commits[source.repository, source.revision] = headers(phi3_mini())
-        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        gpu.setenv("HF_ENDPOINT", hub.url)
         terminal.follow(DOCS / "how-to" / "phi-3-on-an-intel-gpu.md")
 
 

@@ -54,7 +54,7 @@ def export(checkpoint: Checkpoint, settings: Export) -> ExportedModel:
     with FileLock(f"{record}.lock"):
         known = _finished(record)
         if known:
-            return known
+            return known.model_copy(update={"checkpoint": checkpoint})  # equal files may have come from elsewhere
         if _fetches_dataset(settings) and find_spec("datasets") is None:
             raise ExportError(
                 f"export.dataset {settings.dataset} needs the `calibration` extra (pip install -c constraints.txt -e "

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from importlib.util import find_spec
 from pathlib import Path
@@ -46,7 +47,9 @@ def leftovers(checkpoint: Checkpoint) -> list[str]:
     return [path.name for path in models.iterdir() if path.suffix != ".lock"] if models.exists() else []
 
 
-def test_an_export_is_complete_recorded_and_made_once(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_export_is_complete_recorded_and_made_once(
+    checkpoint: Checkpoint, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     heard = Heard()
     with listening(heard):
         first = export(checkpoint, INT4)
@@ -61,6 +64,9 @@ def test_an_export_is_complete_recorded_and_made_once(checkpoint: Checkpoint, mo
     assert any("weight compression" in note for note in heard.notes)
     monkeypatch.setattr(child, "run", None)  # would fail if it exported again
     assert export(checkpoint, INT4) == first
+    copied = download(LocalSource(kind="local", path=shutil.copytree(tiny_checkpoint, tmp_path / "copied")))
+    assert copied.digest == checkpoint.digest
+    assert export(copied, INT4) == first.model_copy(update={"checkpoint": copied})
 
 
 def test_exports_of_the_same_inputs_are_equal_bit_by_bit_wherever_they_are_made(
