@@ -1,7 +1,7 @@
 """Ways to answer the same rows of prompts with the same model, each in a process of its own.
 
-`python -m tests.benchmarks.batch_ways WAY FOLDER PROMPTS.json` answers texts that were rendered with the model's
-template, greedily, at most NEW_TOKENS tokens each, and prints JSON.
+`python -m tests.benchmarks.batch_ways WAY FOLDER PROMPTS.json TOKENS` answers texts that were rendered with the model's
+template, greedily, at most so many tokens each, and prints JSON.
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ from typing import Any
 
 from tasks import telemetry
 
-NEW_TOKENS = 96
 Answer = Callable[[list[str]], tuple[int, int]]  # texts -> tokens read and made
 
 
-def bare(folder: str) -> Answer:
+def bare(folder: str, new_tokens: int) -> Answer:
     """openvino-genai's continuous batching with our engine's scheduling, given all at once."""
     import openvino_genai
 
@@ -27,7 +26,7 @@ def bare(folder: str) -> Answer:
     scheduler.max_num_batched_tokens, scheduler.enable_prefix_caching = 512, True
     pipeline = openvino_genai.ContinuousBatchingPipeline(folder, scheduler, "CPU", {})
     tokenizer, generation = pipeline.get_tokenizer(), pipeline.get_config()
-    generation.do_sample, generation.max_new_tokens = False, NEW_TOKENS
+    generation.do_sample, generation.max_new_tokens = False, new_tokens
 
     def answer(prompts: list[str]) -> tuple[int, int]:
         ids = [tokenizer.encode(prompt, add_special_tokens=False).input_ids for prompt in prompts]
@@ -46,7 +45,7 @@ def bare(folder: str) -> Answer:
     return answer
 
 
-def notebook(folder: str) -> Answer:
+def notebook(folder: str, new_tokens: int) -> Answer:
     """The recipe that vinoflow starts from: optimum, one prompt at a time."""
     from optimum.intel import OVModelForCausalLM
     from transformers import AutoConfig, AutoTokenizer
@@ -60,7 +59,7 @@ def notebook(folder: str) -> Answer:
         read = made = 0
         for prompt in prompts:
             tokens: Any = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
-            ids = model.generate(**tokens, max_new_tokens=NEW_TOKENS, do_sample=False)
+            ids = model.generate(**tokens, max_new_tokens=new_tokens, do_sample=False)
             tokenizer.batch_decode(ids, skip_special_tokens=True)
             given = tokens["input_ids"].shape[1]
             read, made = read + given, made + ids.shape[1] - given
@@ -74,7 +73,7 @@ WAYS = {"bare": bare, "notebook": notebook}
 
 def main() -> None:
     telemetry.turn_off()
-    answer = WAYS[sys.argv[1]](sys.argv[2])
+    answer = WAYS[sys.argv[1]](sys.argv[2], int(sys.argv[4]))
     answer(["Hello"])
     cpu, started = time.process_time(), time.perf_counter()
     read, made = answer(json.loads(Path(sys.argv[3]).read_text()))

@@ -19,13 +19,13 @@ from tasks.download import wheel
 from tasks.download.pip_wheel import fetch_wheel
 from tasks.records import ExportedModel
 from tests import small
-from tests.benchmarks.batch_ways import NEW_TOKENS
 from tests.benchmarks.measure import Run, run
 from tests.benchmarks.table import ratio, ratios, show
 from tests.serving import home_of, register_version
 
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(7200)]
 ROWS, ROUNDS = 2000, 2
+NEW_TOKENS, MANY_TOKENS = 96, 512  # the second is the command's default
 SOME = {"llama": 240, "notebook": 80}  # the slow ways answer every so-many-eth row
 SEQUENCES = 40
 LLAMA = "llama-cpp-python==0.3.36"
@@ -80,10 +80,12 @@ Way = Callable[[int], dict[str, Any]]
 class Ways:
     """The ways to answer some rows; the slow ones answer every so-many-eth."""
 
-    def __init__(self, rows: list[dict[str, str]], model: ExportedModel, name: str, folder: Path) -> None:
+    def __init__(
+        self, rows: list[dict[str, str]], model: ExportedModel, name: str, folder: Path, new_tokens: int = NEW_TOKENS
+    ) -> None:
         from transformers import AutoTokenizer
 
-        self.folder, self.model, self.name, self.rows = folder, model, name, len(rows)
+        self.folder, self.model, self.name, self.rows, self.new_tokens = folder, model, name, len(rows), new_tokens
         tokenizer = AutoTokenizer.from_pretrained(model.path)
         chats = [
             [
@@ -102,7 +104,7 @@ class Ways:
     def ours(self, number: int) -> dict[str, Any]:
         """The whole command."""
         command = ("batch", self.folder / "in.jsonl", self.folder / f"out{number}.jsonl", "--model", f"{self.name}/1")
-        done = run([sys.executable, "-m", "flows.cli", *command, "--max-tokens", NEW_TOKENS, "--json"])
+        done = run([sys.executable, "-m", "flows.cli", *command, "--max-tokens", self.new_tokens, "--json"])
         told = json.loads(done.stdout)
         assert told["run"]["rejected"] == told["run"]["errors"] == 0 and told["run"]["rows"] == self.rows
         return {"read": told["prompt_tokens"], "made": told["completion_tokens"], **_whole(done)}
@@ -119,12 +121,12 @@ class Ways:
 
     def llama(self, python: Path, gguf: Path) -> dict[str, Any]:
         """What it takes once it is loaded."""
-        command = ("tests.benchmarks.llama_way", gguf, self.folder / "llama.json", NEW_TOKENS, SEQUENCES)
+        command = ("tests.benchmarks.llama_way", gguf, self.folder / "llama.json", self.new_tokens, SEQUENCES)
         done = run([python, "-m", *command])
         return {**_whole(done), **json.loads(done.stdout.splitlines()[-1])}
 
     def _program(self, way: str) -> Run:
-        command = ("tests.benchmarks.batch_ways", way, self.model.path, self.folder / f"{way}.json")
+        command = ("tests.benchmarks.batch_ways", way, self.model.path, self.folder / f"{way}.json", self.new_tokens)
         return run([sys.executable, "-m", *command])
 
 
@@ -147,6 +149,21 @@ def test_tokens_by_cpu_second(
     )
 
 
+def test_tokens_by_cpu_second_of_longer_answers(
+    home: Path, smollm2_export: ExportedModel, recipe: Recipe, tmp_path: Path
+) -> None:
+    ways = Ways(questions(recipe), smollm2_export, recipe.name, tmp_path, MANY_TOKENS)
+    compare(
+        f"{ROWS} rows of mixed length",
+        {
+            "vinoflow batch, the whole command": (ways.ours, 1),
+            "bare engine, all at once, the whole program": (ways.bare, 1),
+            "notebook's loop, loaded": (ways.notebook, 10),
+        },
+        new_tokens=MANY_TOKENS,
+    )
+
+
 def test_tokens_by_cpu_second_of_rows_that_share_instructions(
     home: Path, smollm2_export: ExportedModel, recipe: Recipe, tmp_path: Path
 ) -> None:
@@ -161,14 +178,14 @@ def test_tokens_by_cpu_second_of_rows_that_share_instructions(
     )
 
 
-def compare(title: str, ways: dict[str, tuple[Way, int]]) -> None:
+def compare(title: str, ways: dict[str, tuple[Way, int]], *, new_tokens: int = NEW_TOKENS) -> None:
     """Run all ways in turns, and print what each took and our ratio to each, with the bar that it is to reach."""
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in ways}
     for number in range(ROUNDS):
         for name, (way, _) in list(ways.items())[:: 1 if number % 2 == 0 else -1]:
             found[name].append(way(number))
     show(
-        f"{title}, at most {NEW_TOKENS} tokens each ({ROUNDS} rounds; of the slow ways some rows: {SOME})",
+        f"{title}, at most {new_tokens} tokens each ({ROUNDS} rounds; of the slow ways some rows: {SOME})",
         ("way", "tokens read / made", "tokens/s", "tokens/CPU-s", "peak MB"),
         [
             (
