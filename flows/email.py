@@ -35,28 +35,36 @@ class Email(NotificationBlock):
         """Send a message.
 
         Raises:
-            NotificationError: The mail server does not answer, or refuses.
+            NotificationError: The mail server does not answer, is not trusted, or refuses, if only one recipient.
         """
         message = EmailMessage()
         message["From"], message["To"] = self.sender, ", ".join(self.to)
         message["Subject"] = " ".join((subject or "vinoflow").split())  # a line break would begin another header
         message.set_content(body)
+        if self.username and not f"{self.username}{self.password.get_secret_value()}".isascii():
+            raise NotificationError(f"{self._server}: smtplib sends only ASCII as user and password; choose others")
         try:
-            await asyncio.to_thread(self._send, message)
+            refused = await asyncio.to_thread(self._send, message)
         except (OSError, smtplib.SMTPException) as error:
-            raise NotificationError(f"mail server {self.host}:{self.port}: {error}") from error
+            raise NotificationError(f"{self._server}: {error}") from error
+        if refused:
+            raise NotificationError(f"{self._server}: it takes no mail for {refused}")
 
-    def _send(self, message: EmailMessage) -> None:
-        with self._connected() as server:
+    @property
+    def _server(self) -> str:
+        return f"mail server {self.host}:{self.port}"
+
+    def _send(self, message: EmailMessage) -> dict[str, tuple[int, bytes]]:
+        """Return the recipients whom the server refuses; smtplib raises only where it takes none."""
+        trusted = ssl.create_default_context()
+        with self._connected(trusted) as server:
+            if self.encryption == "starttls":
+                server.starttls(context=trusted)
             if self.username:
                 server.login(self.username, self.password.get_secret_value())
-            server.send_message(message)
+            return server.send_message(message)
 
-    def _connected(self) -> smtplib.SMTP:
-        trusted = ssl.create_default_context()
+    def _connected(self, trusted: ssl.SSLContext) -> smtplib.SMTP:
         if self.encryption == "tls":
             return smtplib.SMTP_SSL(self.host, self.port, timeout=_TIMEOUT_S, context=trusted)
-        server = smtplib.SMTP(self.host, self.port, timeout=_TIMEOUT_S)
-        if self.encryption == "starttls":
-            server.starttls(context=trusted)
-        return server
+        return smtplib.SMTP(self.host, self.port, timeout=_TIMEOUT_S)

@@ -8,17 +8,39 @@ import shutil
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 _PLACES = "/usr/lib/postgresql/*/bin"
 
 
+@dataclass(frozen=True)
+class Cluster:
+    """A running server."""
+
+    folder: Path  # of its socket, by which nobody is asked for a password
+    port: int
+
+
 @contextmanager
 def postgres() -> Iterator[str]:
     """Run a server until the block ends; yield the URI of its database, which is empty."""
+    with cluster("vinoflow", "--auth=trust") as running:
+        yield f"postgresql://vinoflow@127.0.0.1:{running.port}/postgres"
+
+
+@contextmanager
+def cluster(owner: str, *options: str, certificate: Sequence[bytes] = ()) -> Iterator[Cluster]:
+    """Run a server until the block ends.
+
+    Args:
+        owner: The name of its superuser.
+        options: Of initdb.
+        certificate: Key and certificate, as PEM; none: it speaks no TLS.
+    """
     programs = _programs()
     user = "postgres" if os.geteuid() == 0 else None  # it refuses to run as root
     folder = Path(tempfile.mkdtemp(prefix="vinoflow-postgres-"))  # of a short path, for its socket
@@ -30,11 +52,17 @@ def postgres() -> Iterator[str]:
         subprocess.run(list(map(str, command)), user=user, cwd=folder, check=True, stdout=subprocess.DEVNULL)
 
     try:
-        run(programs / "initdb", "-D", data, "-U", "vinoflow", "--auth=trust", "--no-sync", "-E", "UTF8")
+        run(programs / "initdb", "-D", data, "-U", owner, "--no-sync", "-E", "UTF8", *options)
         settings = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder} -c fsync=off"
+        if certificate:
+            for name, content in zip(("server.key", "server.crt"), certificate, strict=True):
+                (data / name).write_bytes(content)
+                (data / name).chmod(0o600)
+                shutil.chown(data / name, data.stat().st_uid)
+            settings += " -c ssl=on"
         run(programs / "pg_ctl", "-D", data, "-l", folder / "log", "-w", "-o", settings, "start")
         try:
-            yield f"postgresql://vinoflow@127.0.0.1:{port}/postgres"
+            yield Cluster(folder, port)
         finally:
             run(programs / "pg_ctl", "-D", data, "-m", "immediate", "stop")
     finally:

@@ -11,8 +11,13 @@ from contextlib import contextmanager
 from email import message_from_bytes, policy
 from email.message import EmailMessage
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from socketserver import BaseServer, StreamRequestHandler, ThreadingTCPServer
+from socketserver import BaseServer
 from typing import Any, cast
+
+from aiosmtpd.controller import Controller
+from aiosmtpd.smtp import SMTP, Envelope
+
+from tests.servers import free_port
 
 
 @contextmanager
@@ -42,28 +47,33 @@ def block(port: int) -> None:
 
 
 @contextmanager
-def mail_server() -> Iterator[tuple[int, list[EmailMessage]]]:
-    """Take mail by SMTP (RFC 5321, the least of it); yield the port, and the list of what came."""
+def mail_server(*, refused: str = "", **options: Any) -> Iterator[tuple[int, list[EmailMessage]]]:
+    """Take mail by SMTP; yield the port, and the list of what came.
+
+    Args:
+        refused: A recipient for whom it takes none.
+        options: aiosmtpd's own: TLS, and who may log in.
+    """
     got: list[EmailMessage] = []
 
-    class Handler(StreamRequestHandler):
-        def handle(self) -> None:
-            self._say("220 tests")
-            while line := self.rfile.readline():
-                word = line.split(maxsplit=1)[0].upper() if line.strip() else b""
-                if word == b"DATA":
-                    self._say("354 go on")
-                    lines = list(iter(self.rfile.readline, b".\r\n"))
-                    got.append(cast(EmailMessage, message_from_bytes(b"".join(lines), policy=policy.default)))
-                self._say("221 bye" if word == b"QUIT" else "250 ok")
-                if word == b"QUIT":
-                    return
+    class Handler:
+        async def handle_RCPT(self, server: SMTP, session: object, envelope: Envelope, address: str, _: object) -> str:
+            if address == refused:
+                return "550 nobody here"
+            envelope.rcpt_tos.append(address)
+            return "250 ok"
 
-        def _say(self, text: str) -> None:
-            self.wfile.write(f"{text}\r\n".encode())
+        async def handle_DATA(self, server: SMTP, session: object, envelope: Envelope) -> str:
+            content = cast(bytes, envelope.content)
+            got.append(cast(EmailMessage, message_from_bytes(content, policy=policy.default)))
+            return "250 ok"
 
-    with _running(ThreadingTCPServer(("127.0.0.1", 0), Handler)) as port:
-        yield port, got
+    controller = Controller(Handler(), hostname="127.0.0.1", port=free_port(), ready_timeout=60, **options)
+    controller.start()
+    try:
+        yield controller.port, got
+    finally:
+        controller.stop()
 
 
 @contextmanager

@@ -34,17 +34,22 @@ def running(command: list[str], health: str, *, log: Path, **environment: str) -
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, env={**os.environ, **environment})
     try:
-        deadline = time.monotonic() + 180
-        while True:
-            try:
-                urlopen(health, timeout=5).close()
-                break
-            except (URLError, ConnectionError, TimeoutError):
-                assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
-                time.sleep(0.5)
+        answers(process, health, log=log)
         yield
     finally:
         stop(process)
+
+
+def answers(process: subprocess.Popen[Any], health: str, *, log: Path) -> None:
+    """Wait until a server's health page answers."""
+    deadline = time.monotonic() + 180
+    while True:
+        try:
+            urlopen(health, timeout=5).close()
+            return
+        except (URLError, ConnectionError, TimeoutError):
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
+            time.sleep(0.5)
 
 
 def stop(process: subprocess.Popen[Any]) -> None:
@@ -89,14 +94,14 @@ def mlflow(folder: Path, *, artifacts: str = "", **environment: str) -> Iterator
 
 
 @contextmanager
-def s3(folder: Path) -> Iterator[dict[str, str]]:
-    """Run an S3 server with an empty bucket `bucket`; yield the environment by which clients find it."""
+def s3(folder: Path, *, bucket: str = "bucket") -> Iterator[dict[str, str]]:
+    """Run an S3 server with an empty bucket; yield the environment by which clients find it."""
     folder.mkdir()
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     command = [str(BIN / "moto_server"), "-H", "127.0.0.1", "-p", str(port)]
     with running(command, f"{url}/moto-api/", log=folder / "log"):
-        urlopen(Request(f"{url}/bucket", method="PUT")).close()
+        urlopen(Request(f"{url}/{bucket}", method="PUT")).close()
         yield {
             "AWS_ENDPOINT_URL": url,
             "MLFLOW_S3_ENDPOINT_URL": url,

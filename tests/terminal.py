@@ -8,6 +8,7 @@ import select
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
@@ -17,15 +18,17 @@ CTRL_C, CTRL_D = "\x03", "\x04"
 
 
 class Terminal:
-    def __init__(self, *arguments: str, **environment: str) -> None:
-        command = [sys.executable, "-m", "flows.cli", *arguments]
+    def __init__(
+        self, *arguments: str, program: Sequence[str] = (sys.executable, "-m", "flows.cli"), **environment: str
+    ) -> None:
+        command = [*program, *arguments]
         env = {**os.environ, "TERM": "dumb", "COLUMNS": "200", **environment}
         self.pid, self._screen = pty.fork()
         if self.pid == 0:
             os.chdir(ROOT)
             for one in (signal.SIGINT, signal.SIGTERM):  # tests may run where a shell ignores them
                 signal.signal(one, signal.SIG_DFL)
-            os.execve(sys.executable, command, env)
+            os.execvpe(command[0], command, env)
         self.shown = ""
 
     def type(self, text: str) -> None:
