@@ -89,7 +89,13 @@ def _answer(job: Job, parts: Sequence[Part], told: _Told) -> Tally:
         finally:
             release()
     count = max(_RANGES_A_WORKER * job.settings.workers, -(-len(parts) // _MOST_PARTS))
-    return _on_cluster.with_options(task_runner=task_runner(job.settings))(job, ranges(parts, count=count), told)
+    runner = task_runner(job.settings)
+    try:
+        return _on_cluster.with_options(task_runner=runner)(job, ranges(parts, count=count), told)
+    except ConnectionError as error:
+        raise BatchError(
+            f"the cluster at {job.settings.address or 'this machine'} does not let us in: {error}"
+        ) from error
 
 
 @flow(name="answer-on-cluster", validate_parameters=False)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from tasks import devices
 from tasks.config import Batch
 from tasks.errors import BatchError
 
+_REACH_S = 10
 _OBJECTS_BYTES = 100_000_000  # Ray's shared memory: what passes through it are names and counts
 
 
@@ -17,14 +21,26 @@ def task_runner(settings: Batch) -> Any:
     """Return Prefect's task runner for `runner: dask` or `ray`, with a cluster of this machine unless one is named.
 
     Raises:
-        BatchError: It is not installed.
+        BatchError: It is not installed, or the cluster does not answer.
     """
+    if settings.address:
+        _reach(settings.address)
     make = _dask if settings.runner == "dask" else _ray
     try:
         return make(settings)
     except ImportError as error:
         raise BatchError(
             f"runner {settings.runner} is not installed ({error}): pip install 'vinoflow[{settings.runner}]'"
+        ) from error
+
+
+def _reach(address: str) -> None:
+    there = urlsplit(address)
+    try:
+        socket.create_connection((there.hostname or "", there.port or 0), timeout=_REACH_S).close()
+    except (OSError, ValueError) as error:
+        raise BatchError(
+            f"no cluster answers at address {address} ({error}): start it, or leave address out"
         ) from error
 
 
@@ -50,6 +66,10 @@ def _ray(settings: Batch) -> Any:
     from prefect_ray import RayTaskRunner
 
     if settings.address:
+        if "RAY_AUTH_TOKEN" in os.environ or (Path.home() / ".ray" / "auth_token").exists():
+            os.environ.setdefault(
+                "RAY_AUTH_MODE", "token"
+            )  # Ray's server looks for a token by itself, its client does not
         return RayTaskRunner(address=settings.address)
     here = {"num_cpus": settings.workers, "object_store_memory": _OBJECTS_BYTES}  # a CPU a range: one at a time
     return RayTaskRunner(init_kwargs={**here, "include_dashboard": False, "log_to_driver": False})

@@ -52,6 +52,17 @@ def answers(process: subprocess.Popen[Any], health: str, *, log: Path) -> None:
             time.sleep(0.5)
 
 
+def listens(port: int, *, log: Path) -> None:
+    """Wait until something listens on a port of loopback."""
+    deadline = time.monotonic() + 180
+    while True:
+        with socket.socket() as client:
+            if client.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        assert time.monotonic() < deadline, log.read_text()[-3000:]
+        time.sleep(0.2)
+
+
 def stop(process: subprocess.Popen[Any]) -> None:
     """End a process: asked first, then killed, as one has to be that was started where signals are ignored."""
     process.terminate()

@@ -8,6 +8,8 @@ import random
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,34 +18,41 @@ import psutil
 import pytest
 from s3fs import S3FileSystem
 
-from tasks.config import Recipe
 from tasks.recipe_file import load_recipe
 from tasks.records import ExportedModel, ModelVersion
 from tasks.serving.responses import ChatCompletion, ErrorBody, TextCompletion
 from tests import servers
 from tests.conftest import ROOT, Vinoflow, write_tiny_recipe
-from tests.serving import give, register_version
+from tests.serving import give, home_of, register_version
 
 pytestmark = pytest.mark.slow
 ROWS = 400
 SETTINGS = ("--set", "exact=true", "--set", "part_rows=8", "--set", "window=16", "--max-tokens", "24")
 
 
-@pytest.fixture
-def recipe_of_tiny(tmp_path: Path, tiny_checkpoint: Path) -> Recipe:
-    return load_recipe(write_tiny_recipe(tmp_path, tiny_checkpoint))
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """One for all, in place of one a test."""
+    folder = tmp_path_factory.mktemp("batches")
+    with home_of(folder):
+        yield folder
 
 
-@pytest.fixture
-def version(home: Path, tmp_path: Path, tiny_export: ExportedModel, recipe_of_tiny: Recipe) -> ModelVersion:
-    found = register_version(tiny_export, recipe_of_tiny, tmp_path)
+@pytest.fixture(scope="module")
+def version(home: Path, tiny_checkpoint: Path, tiny_export: ExportedModel) -> ModelVersion:
+    found = registered("tiny", home, tiny_checkpoint, tiny_export)
     give(found)
     return found
 
 
-@pytest.fixture
-def rows(tmp_path: Path) -> Path:
-    path = tmp_path / "in.jsonl"
+def registered(name: str, home: Path, tiny_checkpoint: Path, tiny_export: ExportedModel) -> ModelVersion:
+    recipe = load_recipe(write_tiny_recipe(home, tiny_checkpoint, name=name))
+    return register_version(tiny_export, recipe, home / name)
+
+
+@pytest.fixture(scope="module")
+def rows(home: Path) -> Path:
+    path = home / "in.jsonl"
     chance = random.Random(5)
     words = ["many", "small", "words", "that", "go", "to", "a", "tiny", "model"]
     lines = [
@@ -54,11 +63,11 @@ def rows(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture
-def uninterrupted(version: ModelVersion, rows: Path, tmp_path: Path, vinoflow: Vinoflow) -> list[dict[str, Any]]:
+@pytest.fixture(scope="module")
+def uninterrupted(version: ModelVersion, rows: Path, home: Path) -> list[dict[str, Any]]:
     """What the rows are answered when nothing happens."""
-    output = tmp_path / "uninterrupted.jsonl"
-    vinoflow("batch", rows, output, "--model", "tiny@champion", *SETTINGS)
+    output = home / "uninterrupted.jsonl"
+    subprocess.run(command(rows, output), cwd=ROOT, check=True, capture_output=True)
     found = answered(output)
     assert [row["n"] for row in found] == list(range(ROWS))
     assert len({row["answer"] for row in found}) > ROWS / 4
@@ -142,6 +151,53 @@ def test_workers_engines_and_commands_of_a_cluster_are_killed(
     assert f"{ROWS + 1}: {ROWS} answered, 0 not answered, 1 rejected" in told.stdout
 
 
+@contextmanager
+def cluster(runner: str, folder: Path) -> Iterator[str]:
+    """Run a cluster of one worker by its own commands, as one does that others use too; yield its address."""
+    port, other = str(servers.free_port()), str(servers.free_port())
+    local = ("--host", "127.0.0.1", "--no-dashboard")
+    if runner == "dask":
+        address = f"tcp://127.0.0.1:{port}"
+        commands = [
+            ["dask", "scheduler", "--port", port, *local],
+            ["dask", "worker", address, "--nworkers", "1", "--nthreads", "1", "--local-directory", str(folder), *local],
+        ]
+    else:
+        address = f"ray://127.0.0.1:{other}"
+        here = ("--node-ip-address", "127.0.0.1", "--include-dashboard", "false", "--disable-usage-stats")
+        ports = ("--port", port, "--ray-client-server-port", other, "--object-store-memory", "100000000")
+        commands = [["ray", "start", "--head", "--block", "--num-cpus", "1", *ports, *here]]
+    log = folder / "cluster.log"
+    with ExitStack() as stack, log.open("wb") as told:
+        for one in commands:
+            program = [str(servers.BIN / one[0]), *one[1:]]
+            stack.callback(servers.stop, subprocess.Popen(program, stdout=told, stderr=told))
+        for number in (port, *([other] if runner == "ray" else [])):
+            servers.listens(int(number), log=log)
+        yield address
+
+
+@pytest.mark.parametrize("runner", ["dask", "ray"])
+def test_a_cluster_that_others_use_too(
+    uninterrupted: list[dict[str, Any]], rows: Path, tmp_path: Path, vinoflow: Vinoflow, home: Path, runner: str
+) -> None:
+    output = tmp_path / "out.jsonl"
+    asked = ("batch", rows, output, "--model", "tiny@champion", *SETTINGS, "--runner", runner, "--workers", "1")
+    with cluster(runner, tmp_path) as address:
+        vinoflow(*asked, "--set", f"address={address}", "--set", "engines=2")
+        assert answered(output) == uninterrupted
+        kept = engines(home)
+        assert len(kept) == (2 if runner == "dask" else 0), "Ray's workers end with what they were started for"
+        if kept:
+            output.unlink()
+            vinoflow(*asked, "--set", f"address={address}", "--set", "engines=2")
+            assert engines(home) == kept
+    gone = vinoflow(*asked, "--set", f"address={address}", "--overwrite", "--restart", expect=1)
+    assert f"error: no cluster answers at address {address}" in gone.stderr and "Traceback" not in gone.stderr
+    psutil.wait_procs(kept, timeout=60)
+    assert not engines(home)
+
+
 def test_inputs_outputs_and_journals_in_an_object_store(
     uninterrupted: list[dict[str, Any]], rows: Path, tmp_path: Path, vinoflow: Vinoflow
 ) -> None:
@@ -217,12 +273,15 @@ def test_a_prefect_server_sees_it_go(version: ModelVersion, rows: Path, tmp_path
     assert (row["rows"], row["rejected"], row["version"]) == (ROWS + 1, 1, "tiny/1") and row["tokens/s"] > 0
 
 
-def test_what_the_command_says(version: ModelVersion, rows: Path, tmp_path: Path, vinoflow: Vinoflow) -> None:
-    dry = vinoflow("batch", rows, tmp_path / "out.jsonl", "--model", "tiny@champion", "--max-tokens", "5", "--dry-run")
+def test_what_the_command_says(
+    home: Path, tiny_checkpoint: Path, tiny_export: ExportedModel, rows: Path, tmp_path: Path, vinoflow: Vinoflow
+) -> None:
+    untried = registered("untried", home, tiny_checkpoint, tiny_export).reference
+    dry = vinoflow("batch", rows, tmp_path / "out.jsonl", "--model", untried, "--max-tokens", "5", "--dry-run")
     assert f"{ROWS + 1}: {ROWS} to answer, 1 to reject" in dry.stdout
     assert f"at most {5 * ROWS}" in dry.stdout and "not predicted" in dry.stdout
     predicted = json.loads(
-        vinoflow("batch", rows, tmp_path / "out.jsonl", "--model", "tiny/1", "--dry-run", "--json").stdout
+        vinoflow("batch", rows, tmp_path / "out.jsonl", "--model", untried, "--dry-run", "--json").stdout
     )
     assert (predicted["rows"], sum(predicted["rejected"].values())) == (ROWS + 1, 1)
     for options, words in (
@@ -234,6 +293,6 @@ def test_what_the_command_says(version: ModelVersion, rows: Path, tmp_path: Path
         (("--set", "settings.n=2"), "setting n is not for a row"),
         (("--config", str(tmp_path / "none.yaml")), "none.yaml: no such file"),
     ):
-        told = vinoflow("batch", rows, tmp_path / "x.jsonl", "--model", "tiny/1", *options, expect=1)
+        told = vinoflow("batch", rows, tmp_path / "x.jsonl", "--model", untried, *options, expect=1)
         assert words in told.stderr and "Traceback" not in told.stderr
     assert not list(tmp_path.glob("out.jsonl*"))
