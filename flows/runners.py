@@ -35,13 +35,13 @@ def task_runner(settings: Batch) -> Any:
 
 
 def _reach(address: str) -> None:
-    there = urlsplit(address)
+    """Return if something listens at an address, as far as it has a host and a port."""
     try:
-        socket.create_connection((there.hostname or "", there.port or 0), timeout=_REACH_S).close()
+        there = urlsplit(address)
+        if there.hostname and there.port:
+            socket.create_connection((there.hostname, there.port), timeout=_REACH_S).close()
     except (OSError, ValueError) as error:
-        raise BatchError(
-            f"no cluster answers at address {address} ({error}): start it, or leave address out"
-        ) from error
+        raise BatchError(f"no cluster answers at address {address}: {error}; start it, or leave address out") from error
 
 
 def _dask(settings: Batch) -> Any:
@@ -66,13 +66,17 @@ def _ray(settings: Batch) -> Any:
     from prefect_ray import RayTaskRunner
 
     if settings.address:
-        if "RAY_AUTH_TOKEN" in os.environ or (Path.home() / ".ray" / "auth_token").exists():
-            os.environ.setdefault(
-                "RAY_AUTH_MODE", "token"
-            )  # Ray's server looks for a token by itself, its client does not
+        if (Path.home() / ".ray" / "auth_token").exists():  # its server looks there by itself, its client does not
+            os.environ.setdefault("RAY_AUTH_MODE", "token")
         return RayTaskRunner(address=settings.address)
-    here = {"num_cpus": settings.workers, "object_store_memory": _OBJECTS_BYTES}  # a CPU a range: one at a time
-    return RayTaskRunner(init_kwargs={**here, "include_dashboard": False, "log_to_driver": False})
+    settings_of_cluster = {
+        "address": "local",  # not one that another program has left word of on this machine
+        "num_cpus": settings.workers,  # a CPU a range: one at a time
+        "object_store_memory": _OBJECTS_BYTES,
+        "include_dashboard": False,
+        "log_to_driver": False,
+    }
+    return RayTaskRunner(init_kwargs=settings_of_cluster)
 
 
 def threads_of_worker(settings: Batch) -> int | None:

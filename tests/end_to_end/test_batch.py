@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -151,49 +151,29 @@ def test_workers_engines_and_commands_of_a_cluster_are_killed(
     assert f"{ROWS + 1}: {ROWS} answered, 0 not answered, 1 rejected" in told.stdout
 
 
-@contextmanager
-def cluster(runner: str, folder: Path) -> Iterator[str]:
-    """Run a cluster of one worker by its own commands, as one does that others use too; yield its address."""
-    port, other = str(servers.free_port()), str(servers.free_port())
-    local = ("--host", "127.0.0.1", "--no-dashboard")
-    if runner == "dask":
-        address = f"tcp://127.0.0.1:{port}"
-        commands = [
-            ["dask", "scheduler", "--port", port, *local],
-            ["dask", "worker", address, "--nworkers", "1", "--nthreads", "1", "--local-directory", str(folder), *local],
-        ]
-    else:
-        address = f"ray://127.0.0.1:{other}"
-        here = ("--node-ip-address", "127.0.0.1", "--include-dashboard", "false", "--disable-usage-stats")
-        ports = ("--port", port, "--ray-client-server-port", other, "--object-store-memory", "100000000")
-        commands = [["ray", "start", "--head", "--block", "--num-cpus", "1", *ports, *here]]
-    log = folder / "cluster.log"
-    with ExitStack() as stack, log.open("wb") as told:
-        for one in commands:
-            program = [str(servers.BIN / one[0]), *one[1:]]
-            stack.callback(servers.stop, subprocess.Popen(program, stdout=told, stderr=told))
-        for number in (port, *([other] if runner == "ray" else [])):
-            servers.listens(int(number), log=log)
-        yield address
-
-
-@pytest.mark.parametrize("runner", ["dask", "ray"])
 def test_a_cluster_that_others_use_too(
-    uninterrupted: list[dict[str, Any]], rows: Path, tmp_path: Path, vinoflow: Vinoflow, home: Path, runner: str
+    uninterrupted: list[dict[str, Any]], rows: Path, tmp_path: Path, vinoflow: Vinoflow, home: Path
 ) -> None:
-    output = tmp_path / "out.jsonl"
-    asked = ("batch", rows, output, "--model", "tiny@champion", *SETTINGS, "--runner", runner, "--workers", "1")
-    with cluster(runner, tmp_path) as address:
-        vinoflow(*asked, "--set", f"address={address}", "--set", "engines=2")
+    port, output, log = servers.free_port(), tmp_path / "out.jsonl", tmp_path / "log"
+    address = f"tcp://127.0.0.1:{port}"
+    asked = ("batch", rows, output, "--model", "tiny@champion", *SETTINGS, "--runner", "dask", "--workers", "1")
+    given = ("--set", f"address={address}", "--set", "engines=2")
+    gone = vinoflow(*asked, *given, expect=1)
+    assert f"error: no cluster answers at address {address}" in gone.stderr and "Traceback" not in gone.stderr
+    local = ("--host", "127.0.0.1", "--no-dashboard")
+    worker = ("--nworkers", "1", "--nthreads", "1", "--local-directory", str(tmp_path))
+    with ExitStack() as stack, log.open("wb") as told:
+        for command in (("scheduler", "--port", str(port), *local), ("worker", address, *worker, *local)):
+            process = subprocess.Popen([servers.BIN / "dask", *command], stdout=told, stderr=told)
+            stack.callback(servers.stop, process)
+        servers.listens(port, log=log)
+        vinoflow(*asked, *given)
         assert answered(output) == uninterrupted
         kept = engines(home)
-        assert len(kept) == (2 if runner == "dask" else 0), "Ray's workers end with what they were started for"
-        if kept:
-            output.unlink()
-            vinoflow(*asked, "--set", f"address={address}", "--set", "engines=2")
-            assert engines(home) == kept
-    gone = vinoflow(*asked, "--set", f"address={address}", "--overwrite", "--restart", expect=1)
-    assert f"error: no cluster answers at address {address}" in gone.stderr and "Traceback" not in gone.stderr
+        assert len(kept) == 2
+        output.unlink()
+        vinoflow(*asked, *given)
+        assert engines(home) == kept, "they stay for the next batch"
     psutil.wait_procs(kept, timeout=60)
     assert not engines(home)
 
