@@ -93,8 +93,10 @@ def _answer(job: Job, parts: Sequence[Part], told: _Told) -> Tally:
     try:
         return _on_cluster.with_options(task_runner=runner)(job, ranges(parts, count=count), told)
     except ConnectionError as error:
+        why = str(error).partition("\n")[0]
         raise BatchError(
-            f"the cluster at {job.settings.address or 'this machine'} does not let us in: {error}"
+            f"the cluster at {job.settings.address} does not let us in: {why}; see its logs, and "
+            "of Ray's whether ~/.ray/auth_token is the same here and there"
         ) from error
 
 
