@@ -6,7 +6,9 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -140,13 +142,46 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def with_store(home: Path, empty_store: Path) -> None:
     """MLflow's tables in the test's home: they take a second to make, and a test's subject is mostly another."""
-    (home / "mlruns").mkdir()
-    shutil.copy(empty_store, home / "mlruns" / "mlflow.db")
+    lay(empty_store, home / "mlruns" / "mlflow.db")
+
+
+@pytest.fixture(scope="session")
+def prefect_tables(shared_cache: Path) -> Path:
+    """Prefect's tables without a row: they take its server four seconds to make."""
+    made = shared_cache / f"prefect-{version('prefect')}.db"
+    if not made.exists():
+        shared_cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=shared_cache) as folder:
+            database = Path(folder) / made.name
+            settings = {
+                "PREFECT_HOME": folder,
+                "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{database}",
+            }
+            command = [Path(sys.executable).with_name("prefect"), "server", "database", "upgrade", "-y"]
+            subprocess.run(command, env={**os.environ, **settings}, capture_output=True, check=True)
+            database.replace(made)
+    return made
+
+
+@pytest.fixture
+def with_prefect(home: Path, prefect_tables: Path) -> None:
+    """Prefect's tables in the test's home."""
+    lay(prefect_tables, home / "mlruns" / "prefect.db")
+
+
+def lay(database: Path, target: Path) -> None:
+    target.parent.mkdir(exist_ok=True)
+    shutil.copy(database, target)
 
 
 @pytest.fixture
 def seeded(
-    home: Path, tmp_path: Path, smollm2_export: ExportedModel, smollm2_floor: ExportedModel, shared_cache: Path
+    home: Path,
+    with_prefect: None,
+    tmp_path: Path,
+    smollm2_export: ExportedModel,
+    smollm2_floor: ExportedModel,
+    shared_cache: Path,
 ) -> Iterator[Path]:
     """The test's own home, its cache linked to the real model's checkpoint and exports, and to what the source said."""
     link_tree(shared_cache / "checkpoints", tmp_path / "cache" / "checkpoints")
@@ -193,7 +228,7 @@ def gpu(shim_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> py
 
 
 @pytest.fixture
-def vinoflow(home: Path) -> Vinoflow:
+def vinoflow(home: Path, with_prefect: None) -> Vinoflow:
     """Run the real command in a process of its own, in the test's home."""
 
     def run(*arguments: str | Path, expect: int = 0, timeout: float = 600, **environment: str) -> object:

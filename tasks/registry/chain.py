@@ -19,13 +19,13 @@ def verify_ledgers(
     Raises:
         VersionNotFoundError: There is no such model.
     """
-    names = [name] if name else sorted({version.name for version in list_versions(limit=1)})
+    found = [resolve(f"{name}@latest")] if name else list_versions(limit=1)
+    names = sorted({version.name for version in found})
     lengths: dict[str, int] = {}
     wrong: dict[str, list[str]] = {}
     with progress.step("verify", total=len(names), unit="steps") as step:
         for number, model in enumerate(names, start=1):
             step.update(done=number, note=model)
-            resolve(f"{model}@latest")
             with locking(model):  # a move that is under way looks like one that was interrupted
                 noted = list(entries(model))[::-1]
                 aliases, head = aliases_of(model)

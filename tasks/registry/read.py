@@ -10,7 +10,7 @@ from tasks.records import ModelVersion
 from tasks.registry.files import problem_of
 from tasks.registry.store import connect, translated
 
-_REFERENCE = re.compile(r"(?P<name>[a-z0-9][a-z0-9._-]*)(/(?P<version>[0-9]+)|@(?P<alias>[A-Za-z0-9_.-]+))")
+_REFERENCE = re.compile(r"(?P<name>[a-z0-9][a-z0-9._-]*)(/(?P<version>[1-9][0-9]{0,8})|@(?P<alias>[A-Za-z0-9_.-]+))")
 _NEWEST = "version_number DESC"
 
 
@@ -46,15 +46,15 @@ def resolve(reference: str) -> ModelVersion:
         )
     name, alias = match["name"], match["alias"]
     with translated():
-        models = connect().search_registered_models(filter_string=f"name = '{name}'")
-        newest = _newest(name, limit=10) if models else []
-        if not newest:
-            raise VersionNotFoundError(f"no model {name!r} is registered: `vinoflow list` shows what is")
-        aliases = _aliases(models[0])
-        number = newest[0].version if alias == "latest" else match["version"] or aliases.get(alias)
-        found = _newest(name, limit=1, number=int(number)) if number else []
+        aliases = _aliases_of(name)
+        number = match["version"] or aliases.get(alias)
+        wanted = int(number) if number else None
+        found = _newest(name, limit=1, number=wanted) if number or alias == "latest" else []
+        newest = found or _newest(name, limit=10)
     if found:
         return _record(found[0], aliases)
+    if not newest:
+        raise VersionNotFoundError(f"no model {name!r} is registered: `vinoflow list` shows what is")
     what = f"version {match['version']}" if match["version"] else f"alias {alias!r}"
     known = ", ".join(str(version.version) for version in newest)
     raise VersionNotFoundError(f"model {name!r} has no {what}; its newest versions are {known}")
@@ -104,6 +104,18 @@ def _record(version: Any, aliases: dict[str, int]) -> ModelVersion:
         run_id=version.run_id or "",
         tags=dict(version.tags),
     )
+
+
+def _aliases_of(name: str) -> dict[str, int]:
+    client = connect()
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return _aliases(client.get_registered_model(name))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return {}
 
 
 def _aliases(model: Any) -> dict[str, int]:

@@ -34,7 +34,7 @@ Strike = Callable[..., str]
 
 
 @pytest.fixture
-def strike(home: Path, tmp_path: Path) -> Strike:
+def strike(home: Path, with_prefect: None, tmp_path: Path) -> Strike:
     """Run `tests.killed`, which must die at the point, and return what it said; all that it started must end too."""
 
     def strike(point: Point, *arguments: str | Path, expect: int = -9) -> str:
@@ -96,8 +96,9 @@ def leftovers() -> list[str]:
     return sorted(found)
 
 
-def test_a_command_killed_again_and_again(vinoflow: Vinoflow, strike: Strike, tiny_recipe: Path) -> None:
+def test_a_command_killed_again_and_again(vinoflow: Vinoflow, strike: Strike, home: Path, tiny_recipe: Path) -> None:
     """One home, one cache: each run is killed further on than the one before, and goes on from what that one left."""
+    (home / "mlruns" / "prefect.db").unlink()
     for point in (
         Point(target="subprocess:Popen.__init__", when="after", match="uvicorn"),  # Prefect makes its database
         Point(target="tasks.child:Child.receive", when="after", match="compressing"),

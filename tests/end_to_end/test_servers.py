@@ -35,6 +35,7 @@ def test_servers_are_used_where_they_are_set(
     vinoflow: Vinoflow, tiny_recipe: Path, home: Path, tmp_path: Path, mlflow_server: str, prefect_server: str
 ) -> None:
     servers = {"MLFLOW_TRACKING_URI": mlflow_server, "PREFECT_API_URL": prefect_server}
+    (home / "mlruns" / "prefect.db").unlink()
     outcome = json.loads(vinoflow("export-and-validate", tiny_recipe, "--json", **servers).stdout)
     assert (outcome["name"], outcome["version"], outcome["reused"]) == ("tiny", 1, False)
     assert not (home / "mlruns" / "mlflow.db").exists()

@@ -125,7 +125,7 @@ def test_references(home: Path, tmp_path: Path) -> None:
     assert resolve("small@champion").digest == first.digest
     assert [version.reference for version in list_versions()] == ["small/2", "small/1"]
     assert [version.reference for version in list_versions("small", limit=1)] == ["small/2"]
-    for bad in ("small", "small/", "small@", "SMALL/1", "small/1/2", "../x@latest", ""):
+    for bad in ("small", "small/", "small@", "SMALL/1", "small/1/2", "../x@latest", "", "small/0", f"small/{10**30}"):
         with pytest.raises(RecipeError, match="NAME/VERSION"):
             resolve(bad)
     with pytest.raises(VersionNotFoundError, match="no version 9; its newest versions are 2, 1"):
