@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import getpass
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from tasks.errors import PromotionError, RegistryError
 from tasks.promote import Assessment, assess
@@ -152,6 +152,8 @@ def roll_back(
 ) -> list[Entry]:
     """Point an alias at a version that it pointed at before; return the entries of the moves that were made.
 
+    Where a rollback was interrupted, this completes it and goes no further: whoever was told to run it again gets one.
+
     Args:
         name: The registered model.
         alias: Its alias.
@@ -167,6 +169,8 @@ def roll_back(
     """
     resolve(f"{name}@latest")  # there is such a model
     completed = complete_interrupted(name, locking=locking)
+    if is_rolled_back(completed, alias=alias, to=to):
+        return completed
     state = state_of(name, alias)
     target = _had_it(name, alias, to) if to is not None else _before(state)
     if state.version == target:
@@ -174,6 +178,13 @@ def roll_back(
     version = resolve(f"{name}/{target}")
     move = Move(state=state, to=version, action="rolled-back", actor=actor or whoami(), reason=reason)
     return [*completed, *carry_out(move, locking=locking)]
+
+
+def is_rolled_back(completed: Iterable[Entry], *, alias: str, to: int | None) -> bool:
+    """Is the rollback that is asked for among the moves that were begun before, and have been completed now?"""
+    return any(
+        entry.action == "rolled-back" and entry.alias == alias and to in (None, entry.to_version) for entry in completed
+    )
 
 
 def _before(state: AliasState) -> int:

@@ -96,19 +96,26 @@ def rollback(
     by: Actor = "",
     as_json: AsJson = False,
 ) -> None:
-    """Go back to the version that had the alias before, or to a named one that had it once."""
+    """Go back to the version that had the alias before, or to a named one that had it once.
+
+    Where a rollback was interrupted, this completes it and goes no further.
+    """
+    from flows.console import say
     from flows.environment import prefect_api, prepare_prefect
     from flows.events import announce
     from flows.locking import locking_here
-    from flows.promotion import in_words, roll_back
+    from flows.promotion import in_words, is_rolled_back, roll_back
     from tasks.registry import complete_interrupted
 
     if prefect_api():
         prepare_prefect()
     locking = locking_here()
-    completed = announce(complete_interrupted(name, locking=locking))
-    moved = announce(roll_back(name, alias=_alias(alias), to=to, reason=reason, actor=by, locking=locking))
-    moved = [*completed, *moved]
+    moved = announce(complete_interrupted(name, locking=locking))
+    if is_rolled_back(moved, alias=_alias(alias), to=to):
+        say("this rollback was begun before, and is completed now; to go back further, run again")
+    else:
+        back = roll_back(name, alias=_alias(alias), to=to, reason=reason, actor=by, locking=locking)
+        moved = [*moved, *announce(back)]
     if as_json:
         typer.echo(json.dumps([one.model_dump(mode="json") for one in moved]))
     else:

@@ -7,6 +7,7 @@ engine itself encodes, decodes and renders with.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,9 @@ def observe(request: Message, _: Parent) -> Message:
     Raises:
         ValueError: OpenVINO refuses the exported tokenizer or its generation_config.json.
     """
+    if not request["trust_remote_code"]:
+        # a tokenizer needs no torch, whose import by transformers takes four seconds of five
+        sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
     from transformers import AutoTokenizer
 
     source = AutoTokenizer.from_pretrained(  # nosec B615 # a folder of this machine
