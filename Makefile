@@ -1,8 +1,8 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-# two files of tests at a time: most tests wait for a process to start
-ABREAST = -n 2 --dist loadfile --no-loadscope-reorder
+# three files of tests at a time on two cores: at times a test waits for a server
+ABREAST = -n 3 --dist loadfile --no-loadscope-reorder
 .PHONY: help install run test check lint audit docs bench clean
 
 help: ## List the targets

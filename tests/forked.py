@@ -5,19 +5,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import json
 import os
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from tests.killed import Point
 
 ROOT = Path(__file__).parents[1]
 _TIMEOUT_S = 240
@@ -47,12 +49,15 @@ class Forker:
         self._folder = folder
         self._environment = environment
 
-    def run(self, *command: str | Path, stage: str = "vinoflow", **environment: str) -> Done:
-        """Run a stage of `tests.killed`, mostly vinoflow itself; an empty variable is none."""
+    def run(
+        self, *command: str | Path, stage: str = "vinoflow", point: Point | None = None, **environment: str
+    ) -> Done:
+        """Run a stage of `tests.killed`, mostly vinoflow itself, struck at a point; an empty variable is none."""
         assert self._process.stdin and self._process.stdout
         variables = {**os.environ, **self._environment, **environment}
         asked = {
             "stage": stage,
+            "point": point.model_dump_json() if point else "",
             "command": list(map(str, command)),
             "environment": {name: value for name, value in variables.items() if value},
             "out": str(self._folder / "out"),
@@ -88,11 +93,13 @@ def main() -> None:
     import flows.cli
     import flows.export_and_validate
     import flows.promote  # noqa: F401 - all that commands import later
-    from tasks.registry import connect
     from tests import killed, stub_engine
 
-    with contextlib.suppress(Exception):
-        connect()  # MLflow is imported then
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import mlflow.store.model_registry.sqlalchemy_store
+        import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
+
     patch = pytest.MonkeyPatch()
     gc.freeze()  # no child copies what none changes
     for line in sys.stdin:
@@ -101,6 +108,8 @@ def main() -> None:
         if pid == 0:
             _become(asked)
             stub_engine.in_place(patch)
+            if asked["point"]:
+                Point.model_validate_json(asked["point"]).arm()
             getattr(killed, asked["stage"])(*asked["command"])
             return
         sys.stdout.write(f"{_code_of(pid)}\n")

@@ -25,6 +25,7 @@ from tasks.manifest import read_manifest, verify
 from tasks.records import DeviceRecord, ExportedModel, ValidationReport
 from tasks.registry import list_versions, pull
 from tests.conftest import Vinoflow, link_tree
+from tests.forked import Forker, forker
 from tests.killed import Point, fill
 
 pytestmark = pytest.mark.slow
@@ -33,24 +34,27 @@ RUN = "TEST_KILL_RUN"
 Strike = Callable[..., str]
 
 
-@pytest.fixture
-def strike(home: Path, with_prefect: None, tmp_path: Path) -> Strike:
-    """Run `tests.killed`, which must die at the point, and return what it said; all that it started must end too."""
+@pytest.fixture(scope="session")
+def forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forker]:
+    with forker(tmp_path_factory.mktemp("forked") / "forker") as one:
+        yield one
 
-    def strike(point: Point, *arguments: str | Path, expect: int = -9) -> str:
-        token, log = uuid.uuid4().hex, tmp_path / "killed.log"
-        with log.open("wb") as output:
-            done = subprocess.run(
-                [sys.executable, "-m", "tests.killed", point.model_dump_json(), *map(str, arguments)],
-                cwd=ROOT,
-                env={**os.environ, RUN: token},
-                stdout=output,
-                stderr=output,
-                timeout=600,
-                check=False,
-            )
-        said = log.read_text()
-        assert done.returncode == expect, f"{point} was not reached: {said}"
+
+@pytest.fixture
+def strike(home: Path, with_prefect: None, tmp_path: Path, forked: Forker) -> Strike:
+    """Run a stage of `tests.killed`, which must die at the point, and return what it said; all that it began must end.
+
+    vinoflow itself is a process of its own: what it sets for Prefect is read when that is imported.
+    """
+
+    def strike(point: Point, stage: str, *arguments: str | Path, expect: int = -9) -> str:
+        token = uuid.uuid4().hex
+        if stage == "vinoflow":
+            code, said = alone(point, stage, *arguments, token=token, log=tmp_path / "killed.log")
+        else:
+            done = forked.run(*arguments, stage=stage, point=point, **{RUN: token})
+            code, said = done.code, done.out + done.err
+        assert code == expect, f"{point} was not reached: {said}"
         deadline = time.monotonic() + 60
         while left := marked(token):
             assert time.monotonic() < deadline, f"{[process.cmdline() for process in left]} live on"
@@ -58,6 +62,21 @@ def strike(home: Path, with_prefect: None, tmp_path: Path) -> Strike:
         return said
 
     return strike
+
+
+def alone(point: Point, *command: str | Path, token: str, log: Path) -> tuple[int, str]:
+    """Run `tests.killed`; return its exit code, and what it said."""
+    with log.open("wb") as output:
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.killed", point.model_dump_json(), *map(str, command)],
+            cwd=ROOT,
+            env={**os.environ, RUN: token},
+            stdout=output,
+            stderr=output,
+            timeout=600,
+            check=False,
+        )
+    return done.returncode, log.read_text()
 
 
 def marked(token: str) -> list[psutil.Process]:

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tasks.records import ExportedModel
+from tests import small
 from tests.conftest import Vinoflow, write_tiny_recipe
+from tests.serving import register_version
 
 pytestmark = pytest.mark.slow
 
@@ -58,7 +61,10 @@ def test_the_loss_is_explained(vinoflow: Vinoflow, tiny_checkpoint: Path, tmp_pa
     assert factors["all together"]["kl_mean"] == pytest.approx(factors["weights"]["kl_mean"], rel=0.5)
 
 
-def test_a_missing_device_is_an_error_that_lists_devices(vinoflow: Vinoflow, tiny_recipe: Path) -> None:
+def test_a_missing_device_is_an_error_that_lists_devices(
+    vinoflow: Vinoflow, tiny_recipe: Path, tiny_export: ExportedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VINOFLOW_CACHE", str(tiny_export.path.parents[1]))
     data = yaml.safe_load(tiny_recipe.read_text())
     data["validation"]["device"] = "GPU.7"
     tiny_recipe.write_text(yaml.safe_dump(data))
@@ -67,8 +73,8 @@ def test_a_missing_device_is_an_error_that_lists_devices(vinoflow: Vinoflow, tin
     assert "Traceback" not in done.stderr
 
 
-def test_a_flow_asks_a_model_without_a_server(vinoflow: Vinoflow, tiny_recipe: Path, home: Path) -> None:
-    vinoflow("export-and-validate", tiny_recipe)
+def test_a_flow_asks_a_model_without_a_server(home: Path, tiny_export: ExportedModel, tmp_path: Path) -> None:
+    register_version(tiny_export, small.recipe("tiny"), tmp_path)
     from prefect import flow
     from prefect.testing.utilities import prefect_test_harness
 

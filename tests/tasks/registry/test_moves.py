@@ -24,14 +24,14 @@ from hypothesis.stateful import (
 )
 
 from flows.promotion import consider, promote, roll_back
-from tasks.errors import PromotionError
+from tasks.errors import PromotionError, VersionNotFoundError
 from tasks.registry import (
-    aliases_of,
     complete_interrupted,
     connect,
     entries,
     evidence_of,
     list_versions,
+    newest,
     resolve,
     verify_ledgers,
 )
@@ -198,22 +198,23 @@ class Registry(RuleBasedStateMachine):
         Registry.steps += 1
         if not self.versions:
             return
-        aliases, _ = aliases_of(self.name)
         lengths, wrong = verify_ledgers(self.name)
         problems = [problem for problem in wrong[self.name] if "pending" not in problem]
         assert problems == []
         assert lengths[self.name] - len(self.moves) in (0, 1)
-        if "champion" not in aliases:
+        try:
+            version = resolve(f"{self.name}@champion")
+        except VersionNotFoundError:
             return
-        version = resolve(f"{self.name}@champion")
         evidence = evidence_of(version)
         assert evidence.problems == ()
-        noted = [one.entry for one in entries(self.name)]
-        assert version.version in {noted[0].to_version, noted[0].from_version}
+        last = newest(self.name)
+        assert last is not None and version.version in {last.entry.to_version, last.entry.from_version}
         report = evidence.report
         assert report is not None
-        forced = any(one.gates for one in noted if one.to_version == version.version)
-        assert report.passed or forced, "it serves though no gate let it through and nobody forced it"
+        if not report.passed:
+            moves = (one.entry for one in entries(self.name))
+            assert any(move.gates for move in moves if move.to_version == version.version), "nobody forced it"
 
 
 def test_no_order_of_steps_and_deaths_breaks_the_ledger(home: Path) -> None:
@@ -222,7 +223,7 @@ def test_no_order_of_steps_and_deaths_breaks_the_ledger(home: Path) -> None:
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         Registry,
         settings=settings(
-            max_examples=25,
+            max_examples=21,
             stateful_step_count=50,
             deadline=None,
             derandomize=True,

@@ -59,8 +59,7 @@ def test_no_fault_and_no_undocumented_answer_in_2000_cases(
 ) -> None:
     """The document as a client would use it: the name that is served, answers of a few tokens, and time for them."""
     for path in ("/v1/chat/completions", "/v1/completions"):
-        (within,) = document["paths"][path]["post"]["parameters"]
-        within["schema"] = {"type": "number", "minimum": 60}
+        document["paths"][path]["post"]["parameters"] = []  # a header: the string "8" is taken for what is no number
     for name in ("ChatRequest", "CompletionRequest"):
         properties = document["components"]["schemas"][name]["properties"]
         properties["model"] = {"enum": ["tiny"]}
@@ -71,7 +70,7 @@ def test_no_fault_and_no_undocumented_answer_in_2000_cases(
     report = tmp_path / "report.json"
     command = [
         *(sys.executable, "-m", "schemathesis.cli", "run", "openapi.json", "--url", tiny_served.url, "--no-color"),
-        *("--phases", "coverage,fuzzing", "--checks", ",".join(CHECKS), "--max-examples", "400", "--workers", "2"),
+        *("--phases", "coverage,fuzzing", "--checks", ",".join(CHECKS), "--max-examples", "500", "--workers", "2"),
         *("--seed", str(SEED), "--no-shrink", "--generation-database", "none", "--continue-on-failure"),
         *("--report", "json", "--report-json-path", str(report)),
     ]
