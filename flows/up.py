@@ -8,6 +8,7 @@ import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 from filelock import FileLock, Timeout
@@ -20,6 +21,8 @@ from tasks.records import Record
 
 _HOST = "127.0.0.1"
 POOL = "vinoflow"
+_PATIENCE_S = 10.0
+_PORTS = {"postgresql": 5432, "postgres": 5432, "mysql": 3306, "mssql": 1433}
 
 
 class Servers(Record):
@@ -46,10 +49,15 @@ def up(wanted: Wanted, *, on_ready: Callable[[Servers], None], on_trouble: Calla
     """Run the servers until SIGTERM or Ctrl-C.
 
     Raises:
-        ServingError: A port is taken, or a server does not start.
+        ServingError: A port is taken, a database does not answer, or a server does not start.
     """
     for port, option in ((wanted.mlflow_port, "--mlflow-port"), (wanted.prefect_port, "--prefect-port")):
         _require_free(port, option)
+    for uri, option in (
+        (wanted.backend_store_uri, "--backend-store-uri"),
+        (wanted.prefect_database, "--prefect-database"),
+    ):
+        _require_database(uri, option)
     telemetry.turn_off()
     guard.start()  # should we be killed
     folder = locations.home() / "mlruns" / "servers"
@@ -104,6 +112,23 @@ def _require_free(port: int, option: str) -> None:
                 f"port {port} is taken ({error.strerror}): choose another by {option}, unless `vinoflow status` says "
                 "that `vinoflow up` runs already"
             ) from error
+
+
+def _require_database(uri: str, option: str) -> None:
+    """A server whose database is down tries for 100 s before it says so."""
+    try:
+        where = urlsplit(uri)
+        host, port = where.hostname, where.port or _PORTS.get(where.scheme.partition("+")[0])
+    except ValueError:  # several hosts, say, of which the driver makes something
+        return
+    if not host or not port:  # a file, or a socket
+        return
+    try:
+        socket.create_connection((host, port), timeout=_PATIENCE_S).close()
+    except OSError as error:
+        raise ServingError(
+            f"{option}: no database answers at {host}:{port} ({error.strerror or error}): start it, or correct the URI"
+        ) from error
 
 
 def _mlflow(wanted: Wanted, folder: Path, servers: Servers) -> Service:

@@ -82,6 +82,13 @@ def test_what_dies_comes_again_and_what_was_cut_off_goes_on(
 
 
 def test_what_is_wrong_is_said_at_once(home: Path, tmp_path: Path, vinoflow: Vinoflow) -> None:
+    for option, uri in (
+        ("--backend-store-uri", "postgresql://team:planted@127.0.0.1:1/mlflow"),
+        ("--prefect-database", "postgresql+asyncpg://team:planted@127.0.0.1:1/prefect"),
+    ):
+        dead = vinoflow("up", option, uri, expect=1).stderr
+        assert f"error: {option}: no database answers at 127.0.0.1:1 (Connection refused)" in dead
+        assert "planted" not in dead
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
