@@ -24,6 +24,7 @@ from tasks.recipe_file import load_recipe
 from tasks.records import Checkpoint, ExportedModel
 from tasks.registry import connect
 from tests import servers
+from tests.forked import Forker, forker
 from tests.gpu_shim import build as gpu_shim
 from tests.tiny import make_tiny
 
@@ -246,6 +247,24 @@ def vinoflow(home: Path, with_prefect: None) -> Vinoflow:
         return done
 
     return run  # type: ignore[return-value]
+
+
+@pytest.fixture(scope="session")
+def forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forker]:
+    with forker(tmp_path_factory.mktemp("forked") / "forker") as one:
+        yield one
+
+
+@pytest.fixture
+def quick(home: Path, forked: Forker) -> Vinoflow:
+    """The same in a fork of a process that has imported everything: for commands that start no Prefect."""
+
+    def run(*arguments: str | Path, expect: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
+        done = forked.run(*arguments, **environment)
+        assert done.code == expect, f"exit code {done.code}\n{done.out}\n{done.err}"
+        return subprocess.CompletedProcess(arguments, done.code, done.out, done.err)
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -10,10 +10,10 @@ import pytest
 from flows.promotion import consider, promote, roll_back
 from tasks.registry import aliases_of, complete_interrupted, entries, list_versions, state_of, verify_ledgers
 from tests import small
-from tests.end_to_end.test_kill import Strike, forked, strike
+from tests.end_to_end.test_kill import Strike, strike
 from tests.killed import Point
 
-__all__ = ["forked", "strike"]
+__all__ = ["strike"]
 pytestmark = pytest.mark.slow
 _CLIENT = "mlflow:MlflowClient."
 POINTS = [

@@ -145,33 +145,33 @@ def test_an_alias_may_ask_for_a_device(home: Path, tmp_path: Path) -> None:
     assert aliases_of("small")[0] == {"champion": 2, "staging": 1}
 
 
-def test_the_commands(vinoflow: Vinoflow, home: Path, tmp_path: Path) -> None:
+def test_the_commands(quick: Vinoflow, home: Path, tmp_path: Path) -> None:
     for name, kl in (("a", 0.2), ("b", 0.5)):
         small.version(tmp_path, name, kl=kl)
-    dry = vinoflow("promote", "small/1", "--dry-run")
+    dry = quick("promote", "small/1", "--dry-run")
     assert "answers_kl_mean" in dry.stdout and "small/1 may be champion" in dry.stderr
     assert aliases_of("small")[0] == {}
-    done = json.loads(vinoflow("promote", "small/1", "--by", "jane", "--json").stdout)
+    done = json.loads(quick("promote", "small/1", "--by", "jane", "--json").stdout)
     assert [move["actor"] for move in done["moved"]] == ["jane"]
-    refused = vinoflow("promote", "small/2", expect=3)
+    refused = quick("promote", "small/2", expect=3)
     assert refused.stderr.startswith("error: small/2 is not promoted to champion, gates fail:")
-    assert "FAILS" in vinoflow("promote", "small/2", "--dry-run", expect=3).stdout
-    forced = vinoflow("promote", "small/2", "--force", "--reason", "a try")
+    assert "FAILS" in quick("promote", "small/2", "--dry-run", expect=3).stdout
+    forced = quick("promote", "small/2", "--force", "--reason", "a try")
     assert "small@champion is now small/2 (from 1), ledger entry 2" in forced.stdout
-    assert "a try; forced past 1 gate" in vinoflow("ledger", "small").stdout
-    assert "small/1 (from 2), ledger entry 3" in vinoflow("rollback", "small").stdout
-    assert "there is no version before" in vinoflow("rollback", "small", expect=3).stderr
-    assert "entries 3, the chain is whole" in vinoflow("ledger", "verify", "small").stderr
-    second = json.loads(vinoflow("ledger", "small", "--json").stdout)[1]
-    then = json.loads(vinoflow("ledger", "small", "--at", second["at"], "--json").stdout)
+    assert "a try; forced past 1 gate" in quick("ledger", "small").stdout
+    assert "small/1 (from 2), ledger entry 3" in quick("rollback", "small").stdout
+    assert "there is no version before" in quick("rollback", "small", expect=3).stderr
+    assert "entries 3, the chain is whole" in quick("ledger", "verify", "small").stderr
+    second = json.loads(quick("ledger", "small", "--json").stdout)[1]
+    then = json.loads(quick("ledger", "small", "--at", second["at"], "--json").stdout)
     assert then["champion"]["to_version"] == 2
     connect().delete_run(list(entries("small"))[1].run_id)
-    assert "entry 2 is missing" in vinoflow("ledger", "verify", expect=1).stderr
+    assert "entry 2 is missing" in quick("ledger", "verify", expect=1).stderr
     for arguments, words in (
         (("promote", "small/9"), "has no version 9"),
         (("promote", "small/1", "--alias", "latest"), "--alias 'latest' cannot be an alias"),
         (("ledger", "small", "--at", "noon"), "--at 'noon' is not a time"),
         (("rollback", "other"), "no model 'other'"),
     ):
-        error = vinoflow(*arguments, expect=1).stderr
+        error = quick(*arguments, expect=1).stderr
         assert words in error and error.startswith("error: ")

@@ -70,7 +70,7 @@ def test_no_fault_and_no_undocumented_answer_in_2000_cases(
     report = tmp_path / "report.json"
     command = [
         *(sys.executable, "-m", "schemathesis.cli", "run", "openapi.json", "--url", tiny_served.url, "--no-color"),
-        *("--phases", "coverage,fuzzing", "--checks", ",".join(CHECKS), "--max-examples", "500", "--workers", "2"),
+        *("--phases", "coverage,fuzzing", "--checks", ",".join(CHECKS), "--max-examples", "600", "--workers", "2"),
         *("--seed", str(SEED), "--no-shrink", "--generation-database", "none", "--continue-on-failure"),
         *("--report", "json", "--report-json-path", str(report)),
     ]
