@@ -52,11 +52,15 @@ Vinoflow = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what uses an export as slow, and run the fast tests first: what is broken should be told in seconds."""
+    """Mark what uses an export as slow, and run the fast tests first: what is broken should be told in seconds.
+
+    Of the slow ones those of whole jobs begin: a file of them that began last would run alone.
+    """
     for item in items:
         if not SLOW_FIXTURES.isdisjoint(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
-    items.sort(key=lambda item: (item.get_closest_marker("slow") is not None, "end_to_end" in item.path.parts))
+    parts = {"tasks", "flows"}  # the folders of tests of one part
+    items.sort(key=lambda item: (item.get_closest_marker("slow") is not None, not parts.isdisjoint(item.path.parts)))
 
 
 @pytest.fixture(scope="session")

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 from tasks.records import ExportedModel
+from tasks.serve import Answered
 from tests import small
-from tests.conftest import Vinoflow, write_tiny_recipe
+from tests.conftest import ROOT, Vinoflow, write_tiny_recipe
 from tests.serving import register_version
 
 pytestmark = pytest.mark.slow
@@ -73,25 +76,30 @@ def test_a_missing_device_is_an_error_that_lists_devices(
     assert "Traceback" not in done.stderr
 
 
-def test_a_flow_asks_a_model_without_a_server(home: Path, tiny_export: ExportedModel, tmp_path: Path) -> None:
+ASKS = """
+from flows.environment import prepare_prefect
+prepare_prefect()
+from prefect import flow
+from flows.steps import answer_step
+from tasks.config import Message
+from tasks.engine import Request
+
+@flow
+def ask_twice():
+    messages = [Message(role="user", content=text) for text in ("Hi", "Hello")]
+    return answer_step("tiny@latest", [Request(messages=(message,), max_new_tokens=8) for message in messages])
+
+print(ask_twice().model_dump_json())
+"""
+
+
+def test_a_flow_asks_a_model_without_a_server(
+    home: Path, with_prefect: None, tiny_export: ExportedModel, tmp_path: Path
+) -> None:
     register_version(tiny_export, small.recipe("tiny"), tmp_path)
-    from prefect import flow
-    from prefect.testing.utilities import prefect_test_harness
-
-    from flows.steps import answer_step
-    from tasks.config import Message
-    from tasks.engine import Request
-    from tasks.serve import Answered
-
-    @flow
-    def ask_twice() -> Answered:
-        requests = [
-            Request(messages=(Message(role="user", content=text),), max_new_tokens=8) for text in ("Hi", "Hello")
-        ]
-        return answer_step("tiny@latest", requests)
-
-    with prefect_test_harness(server_startup_timeout=120):
-        answered = ask_twice()
+    done = subprocess.run([sys.executable, "-c", ASKS], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    answered = Answered.model_validate_json(done.stdout)
     assert answered.version.reference == "tiny/1"
     assert [completion.prompt for completion in answered.completions] == [
         "<|user|>Hi<|end|><|assistant|>",
