@@ -11,14 +11,13 @@ from tasks.registry.libraries import libraries_of
 from tasks.registry.move import (
     AliasState,
     Move,
-    aliases_of,
     carry_out,
     complete_interrupted,
     restore,
     state_of,
 )
 from tasks.registry.pull import PulledModel, pull
-from tasks.registry.read import find_by_inputs, list_versions, resolve
+from tasks.registry.read import aliases_of, find_by_inputs, list_versions, resolve
 from tasks.registry.store import Locking, connect, locked, one_at_a_time, tracking_uri
 from tasks.registry.traces import keep_trace
 from tasks.registry.write import RunContext, attach, flatten, record, register

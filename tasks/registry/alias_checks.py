@@ -9,7 +9,8 @@ from tasks.errors import IntegrityError
 from tasks.registry.chain import check_chain
 from tasks.registry.finding import Case
 from tasks.registry.ledger import Entry, Noted, entries
-from tasks.registry.move import aliases_of, restore, settle
+from tasks.registry.move import restore, settle
+from tasks.registry.read import aliases_of
 from tasks.registry.store import Locking, connect, translated
 
 _BROKEN = (

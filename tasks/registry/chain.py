@@ -6,8 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from tasks import progress
 from tasks.registry.ledger import Entry, Noted, entries
-from tasks.registry.move import aliases_of
-from tasks.registry.read import list_versions, resolve
+from tasks.registry.read import aliases_of, list_versions, resolve
 from tasks.registry.store import Locking, locked
 
 

@@ -22,9 +22,9 @@ from tasks.records import Record
 from tasks.registry import leftovers
 from tasks.registry.files import sizes_of
 from tasks.registry.ledger import entries, versions_named
-from tasks.registry.move import aliases_of, settle
+from tasks.registry.move import settle
 from tasks.registry.moved_home import moved_home
-from tasks.registry.read import pages
+from tasks.registry.read import aliases_of, pages
 from tasks.registry.store import Locking, connect, locked, translated
 
 MONTH, DAY = timedelta(days=30), timedelta(days=1)

@@ -15,7 +15,6 @@ from tasks.errors import ConflictError, IntegrityError, RegistryError, VersionNo
 from tasks.records import ModelVersion, Record
 from tasks.registry.files import problem_of
 from tasks.registry.ledger import (
-    HEAD,
     Action,
     Entry,
     Noted,
@@ -26,7 +25,7 @@ from tasks.registry.ledger import (
     same_sequence,
     withdraw,
 )
-from tasks.registry.read import resolve
+from tasks.registry.read import aliases_of, resolve
 from tasks.registry.store import Locking, connect, locked, translated
 
 
@@ -57,18 +56,11 @@ def state_of(name: str, alias: str) -> AliasState:
     """Return where an alias points now.
 
     Raises:
-        RegistryError: There is no such model.
+        VersionNotFoundError: There is no such model.
     """
     last = newest(name, alias=alias)
     version = aliases_of(name)[0].get(alias)
     return AliasState(name=name, alias=alias, version=version, sequence=last.entry.sequence if last else 0)
-
-
-def aliases_of(name: str) -> tuple[dict[str, int], str]:
-    """Return a model's aliases with their versions, and the head of its ledger."""
-    with translated():
-        model = connect().get_registered_model(name)
-    return {alias: int(version) for alias, version in model.aliases.items()}, model.tags.get(HEAD, "")
 
 
 def carry_out(move: Move, *, locking: Locking = locked) -> list[Entry]:

@@ -8,6 +8,7 @@ from typing import Any
 from tasks.errors import RecipeError, VersionNotFoundError
 from tasks.records import ModelVersion
 from tasks.registry.files import problem_of
+from tasks.registry.ledger import HEAD
 from tasks.registry.store import connect, translated
 
 _REFERENCE = re.compile(r"(?P<name>[a-z0-9][a-z0-9._-]*)(/(?P<version>[1-9][0-9]{0,8})|@(?P<alias>[A-Za-z0-9_.-]+))")
@@ -45,19 +46,42 @@ def resolve(reference: str) -> ModelVersion:
             f"model reference {reference!r} is not NAME/VERSION, NAME@ALIAS or NAME@latest; `vinoflow list` shows them"
         )
     name, alias = match["name"], match["alias"]
+    aliases, _ = aliases_of(name)
+    number = match["version"] or aliases.get(alias)
+    wanted = int(number) if number else None
     with translated():
-        aliases = _aliases_of(name)
-        number = match["version"] or aliases.get(alias)
-        wanted = int(number) if number else None
         found = _newest(name, limit=1, number=wanted) if number or alias == "latest" else []
         newest = found or _newest(name, limit=10)
     if found:
         return _record(found[0], aliases)
     if not newest:
-        raise VersionNotFoundError(f"no model {name!r} is registered: `vinoflow list` shows what is")
+        raise _no_model(name)
     what = f"version {match['version']}" if match["version"] else f"alias {alias!r}"
     known = ", ".join(str(version.version) for version in newest)
     raise VersionNotFoundError(f"model {name!r} has no {what}; its newest versions are {known}")
+
+
+def aliases_of(name: str) -> tuple[dict[str, int], str]:
+    """Return a model's aliases with their versions, and the head of its ledger.
+
+    Raises:
+        VersionNotFoundError: There is no such model.
+    """
+    client = connect()
+    from mlflow.exceptions import MlflowException
+
+    with translated():
+        try:
+            model = client.get_registered_model(name)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                raise _no_model(name) from error
+            raise
+    return _aliases(model), model.tags.get(HEAD, "")
+
+
+def _no_model(name: str) -> VersionNotFoundError:
+    return VersionNotFoundError(f"no model {name!r} is registered: `vinoflow list` shows what is")
 
 
 def find_by_inputs(name: str, inputs: str) -> ModelVersion | None:
@@ -104,18 +128,6 @@ def _record(version: Any, aliases: dict[str, int]) -> ModelVersion:
         run_id=version.run_id or "",
         tags=dict(version.tags),
     )
-
-
-def _aliases_of(name: str) -> dict[str, int]:
-    client = connect()
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return _aliases(client.get_registered_model(name))
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return {}
 
 
 def _aliases(model: Any) -> dict[str, int]:
