@@ -67,8 +67,9 @@ class EngineProcess:
         folder = Path(start["folder"])
         started = time.monotonic()
         config = {"CPU_RUNTIME_CACHE_CAPACITY": _KEPT_KERNELS} if start["device"] == "CPU" else {}
+        unpinned = {"ENABLE_CPU_PINNING": "NO"}  # or the tokenizers of all engines run on the first core
         self.pipeline = openvino_genai.ContinuousBatchingPipeline(
-            str(folder), scheduler, start["device"], config | start["ov_config"]
+            str(folder), scheduler, start["device"], config | start["ov_config"], unpinned
         )
         self.tokenizer = self.pipeline.get_tokenizer()
         known = self.tokenizer.encode("a", add_special_tokens=False).input_ids.data[0].tolist()
