@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 import httpx
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from prefect.client.schemas.responses import DeploymentResponse
 
 _TIMEOUT_S = 10.0
+_SKEW_S = 30.0
 _IMPATIENT = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}  # it is asked how it is now
 _OURS = ("nightly", "promote", "batch-inference")
 
@@ -81,21 +84,35 @@ def _prefect() -> Iterator[Line]:
     from prefect.exceptions import PrefectHTTPStatusError
     from prefect.settings import temporary_settings
 
+    answers: list[httpx.Response] = []
+    settings = {"timeout": _TIMEOUT_S, "event_hooks": {"response": [answers.append]}}
     try:
         with (
             temporary_settings({"client.max_retries": 0}),
-            get_client(sync_client=True, httpx_settings={"timeout": _TIMEOUT_S}) as client,
+            get_client(sync_client=True, httpx_settings=settings) as client,
         ):
             if error := client.api_healthcheck():
                 yield Line(what="prefect", name=url, state="down", about=str(error) or type(error).__name__)
                 return
             yield Line(what="prefect", name=url, state="ok", about=f"version {client.api_version()}")
+            yield from _clock(answers[-1])
             yield from _workers(client)
             for one in _deployments(client):
                 yield _deployment(client, one)
             yield from _waiting(client)
     except (httpx.HTTPError, PrefectHTTPStatusError) as error:
         yield Line(what="prefect", name=url, state="down", about=str(error) or type(error).__name__)
+
+
+def _clock(answer: httpx.Response) -> Iterator[Line]:
+    """Yield by how much this machine's time differs from the server's; a worker takes runs by its own."""
+    if date := answer.headers.get("date"):
+        ahead = (datetime.now(UTC) - parsedate_to_datetime(date)).total_seconds()
+        if abs(ahead) > _SKEW_S:
+            about = f"{abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} Prefect's server; set it (NTP)"
+            if ahead < 0:
+                about = f"{about}: a worker here takes runs so much too late"
+            yield Line(what="clock", name=platform.node(), state="look", about=about)
 
 
 def _workers(client: SyncPrefectClient) -> Iterator[Line]:
@@ -115,7 +132,8 @@ def _workers(client: SyncPrefectClient) -> Iterator[Line]:
     for queue in client.read_work_queues(work_pool_name=POOL):
         late = _late(client, queue.name)
         if late:
-            yield Line(what="queue", name=queue.name, state="look", about=f"{late} runs are late: no worker takes them")
+            why = "workers are busy, take other queues, or their clocks are behind" if alive else "no worker takes them"
+            yield Line(what="queue", name=queue.name, state="look", about=f"late runs: {late}; {why}")
 
 
 def _late(client: SyncPrefectClient, name: str) -> int:

@@ -380,6 +380,9 @@ def test_clock_behind(site: Site, tmp_path: Path) -> None:
     with forker(tmp_path / "behind", **an_hour_behind) as behind:
         for machine, to in ((behind, 1), (site.forker, 2), (behind, 1), (site.forker, 2)):
             assert _said(machine.run("promote", f"clocks/{to}", PREFECT_API_URL=site.prefect.url)) == ""
+        told = behind.run("status", "--json", PREFECT_API_URL=site.prefect.url)
+    (clock,) = (line for line in json.loads(told.out) if line["what"] == "clock")
+    assert re.search(r"3[56]\d\d s behind Prefect's server", clock["about"])
     moves = [noted.entry for noted in entries("clocks")][::-1]
     assert [(move.sequence, move.to_version) for move in moves] == [(1, 1), (2, 2), (3, 1), (4, 2)]
     assert timedelta(minutes=59) < moves[1].at - moves[0].at < timedelta(minutes=62)

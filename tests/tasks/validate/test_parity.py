@@ -64,6 +64,14 @@ def test_a_tiny_export_agrees_on_every_text_and_chat(tiny_checkpoint: Path, tiny
     assert (parity.stop_ids, parity.template_ids, parity.text_ids) == ((2,), (0, 1, 3, 4, 5), ())
 
 
+def test_torch_is_not_waited_for(
+    tiny_checkpoint: Path, tiny_export: ExportedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "torch.py").write_text("raise SystemExit('it was imported')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert check_parity(tiny_checkpoint, tiny_export.path, PROMPTS, timeout_s=300).metrics == AGREES
+
+
 @pytest.fixture
 def checkpoint(tiny_checkpoint: Path, tmp_path: Path) -> Path:
     return shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint", ignore=shutil.ignore_patterns("*.safetensors"))
