@@ -250,9 +250,14 @@ class _Handler(BaseHTTPRequestHandler):
         end = min(stop, *(limit for limit in (fault.cut_at, fault.hold_at) if limit is not None), stop)
         for first in range(start, end, BLOCK):
             block = data[first : min(first + BLOCK, end)]
-            self.wfile.write(block)
-            with hub.lock:
+            with hub.lock:  # before it is sent: who has it may ask at once
                 hub.served[name] += len(block)
+            try:
+                self.wfile.write(block)
+            except OSError:
+                with hub.lock:
+                    hub.served[name] -= len(block)
+                raise
         if end < stop:
             self.close_connection = True
             if fault.hold_at is not None:
