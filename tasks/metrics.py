@@ -71,7 +71,10 @@ METRICS: dict[str, Metric] = {
         for name, one in _STATISTICS.items()
     },
     "noise_floor_kl_mean": Metric(
-        "Mean KL divergence on the text, torch's fp32 || OpenVINO's fp32 of the source model.", "nats", "lower", _LLAMA
+        "Mean KL divergence on the text's first quarter, torch's fp32 || OpenVINO's fp32 of the source model.",
+        "nats",
+        "lower",
+        _LLAMA,
     ),
     "fdt_min": Metric(
         "The earliest first divergent token: where the source's greedy answer would part.", "tokens", "higher", _FDT

@@ -207,18 +207,21 @@ def noise_floor(
 ) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
     """Return the mean KL divergence of the source model's own fp32 conversion, and its interval; kept in the cache.
 
+    A quarter of the text shows it: a right conversion differs by some 10^-11 nats, a faulty one in every window.
+
     Raises:
         WorkerError: The source model cannot be run.
         EngineError: Its conversion cannot.
     """
-    inputs = {"noise_floor": floor.digest, "text": digest(text), "versions": versions(RUN)}
+    some = text[: math.ceil(len(text) / 4)]
+    inputs = {"noise_floor": floor.digest, "text": digest(some), "versions": versions(RUN)}
     kept = locations.cache() / "references" / f"{digest_of(inputs)}.json"
     if not kept.exists():
         source = score_source(
             checkpoint, text, name="text", precision="fp32", timeout_s=clock.left_s("the source model")
         )
         side = Compiled(folder=floor.path, device="CPU", ov_config=EXACT)
-        job = Job(name="noise floor", reference=source, passages=tuple(text))
+        job = Job(name="noise floor", reference=source, passages=tuple(some))
         (found,) = compare_models(side, [job], timeout_s=clock.left_s("the noise floor"))
         summary = summarise("noise_floor", found.scores, found.lengths)
         partial = kept.with_suffix(".partial")
