@@ -111,7 +111,7 @@ def compare_models(
             )
         except WorkerError as error:
             raise EngineError(f"{candidate.folder} cannot be compared on {candidate.device}: {error}") from error
-        step.update(note="")
+        step.update(note=", ".join(job.name for job in jobs))
         peak = int(result["peak_rss_bytes"])
         return [Comparison(job.passages, _load(output), peak) for job, output in zip(jobs, outputs, strict=True)]
 
