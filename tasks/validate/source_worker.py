@@ -45,10 +45,10 @@ def score(request: Message, parent: Parent) -> Message:
             scored = slice(passage["start"] - 1, -1)
             ids = torch.tensor([passage["ids"]])
             kept = _hidden(model, ids)[scored] if form else model(ids, use_cache=False).logits[0, scored]
-            top = torch.cat([(_project(model, form, part) if form else part).argmax(-1) for part in kept.split(_ROWS)])
             states.append(kept.float().numpy())
             if request["continue"]:
-                ways.append(_way_on(model, passage, top.tolist()))
+                top = [(_project(model, form, part) if form else part).argmax(-1) for part in kept.split(_ROWS)]
+                ways.append(_way_on(model, passage, torch.cat(top).tolist()))
             parent.send(event="scored", done=number)
     np.save(folder / "states.npy", np.concatenate(states))
     (folder / "ways.json").write_text(json.dumps(ways), encoding="utf-8")
