@@ -106,13 +106,15 @@ def _prefect() -> Iterator[Line]:
 
 def _clock(answer: httpx.Response) -> Iterator[Line]:
     """Yield by how much this machine's time differs from the server's; a worker takes runs by its own."""
-    if date := answer.headers.get("date"):
-        ahead = (datetime.now(UTC) - parsedate_to_datetime(date)).total_seconds()
-        if abs(ahead) > _SKEW_S:
-            about = f"{abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} Prefect's server; set it (NTP)"
-            if ahead < 0:
-                about = f"{about}: a worker here takes runs so much too late"
-            yield Line(what="clock", name=platform.node(), state="look", about=about)
+    try:
+        ahead = (datetime.now(UTC) - parsedate_to_datetime(answer.headers["date"])).total_seconds()
+    except (KeyError, TypeError, ValueError):  # a proxy may say no time, or rubbish
+        return
+    if abs(ahead) > _SKEW_S:
+        about = f"{abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} Prefect's server; set it (NTP)"
+        if ahead < 0:
+            about = f"{about}: a worker here takes runs so much too late"
+        yield Line(what="clock", name=platform.node(), state="look", about=about)
 
 
 def _workers(client: SyncPrefectClient) -> Iterator[Line]:
