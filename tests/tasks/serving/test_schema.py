@@ -71,7 +71,8 @@ def test_no_fault_and_no_undocumented_answer_in_2000_cases(
     command = [
         *(sys.executable, "-m", "schemathesis.cli", "run", "openapi.json", "--url", tiny_served.url, "--no-color"),
         *("-H", "x-vinoflow-within-s: 600"),
-        *("--phases", "coverage,fuzzing", "--checks", ",".join(CHECKS), "--max-examples", "600", "--workers", "2"),
+        *("--phases", "coverage,fuzzing", "--checks", ",".join(CHECKS), "--max-examples", "600"),
+        *("--workers", "1"),  # Python 3.11's ast, which Hypothesis reads lambdas with, fails in two threads at once
         *("--seed", str(SEED), "--no-shrink", "--generation-database", "none", "--continue-on-failure"),
         *("--report", "json", "--report-json-path", str(report)),
     ]
@@ -82,7 +83,7 @@ def test_no_fault_and_no_undocumented_answer_in_2000_cases(
     assert found["test_cases"]["generated"] >= CASES and not found["test_cases"]["errored"], told
     for path in ("/v1/chat/completions", "/v1/completions"):
         rates = found["valid_rates"][f"POST {path}"]["fuzzing"]
-        assert rates["accepted"] > 10, f"{path} was hardly answered: {rates}"
+        assert rates["accepted"] > 100, f"{path} was hardly answered: {rates}"
 
 
 @pytest.mark.parametrize(
