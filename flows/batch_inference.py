@@ -19,7 +19,7 @@ from prefect.states import Completed
 from flows.batching import Batched, Wanted, in_words, run_batch
 from flows.environment import leave, prefect_api
 from flows.locking import lease
-from flows.runners import task_runner, threads_of_worker
+from flows.runners import one_prefect, task_runner, threads_of_worker
 from tasks import progress
 from tasks.batch import Job, Part, Tally, answer_parts, ranges, release
 from tasks.config import Batch
@@ -91,7 +91,8 @@ def _answer(job: Job, parts: Sequence[Part], told: _Told) -> Tally:
     count = max(_RANGES_A_WORKER * job.settings.workers, -(-len(parts) // _MOST_PARTS))
     runner = task_runner(job.settings)
     try:
-        return _on_cluster.with_options(task_runner=runner)(job, ranges(parts, count=count), told)
+        with one_prefect(job.settings):
+            return _on_cluster.with_options(task_runner=runner)(job, ranges(parts, count=count), told)
     except ConnectionError as error:
         why = str(error).partition("\n")[0]
         raise BatchError(

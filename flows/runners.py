@@ -5,9 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+
+from prefect import get_client
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from tasks import devices
 from tasks.config import Batch
@@ -32,6 +36,19 @@ def task_runner(settings: Batch) -> Any:
         raise BatchError(
             f"runner {settings.runner} is not installed ({error}): pip install 'vinoflow[{settings.runner}]'"
         ) from error
+
+
+@contextlib.contextmanager
+def one_prefect(settings: Batch) -> Iterator[None]:
+    """Have a cluster of this machine report to the Prefect that the flow reports to, be it embedded.
+
+    Each worker would begin an embedded server of its own: five CPU-seconds, and several of them on one SQLite file.
+    """
+    if settings.address:  # its workers may be elsewhere, where an embedded server cannot be reached
+        yield
+        return
+    with get_client(sync_client=True) as client, temporary_settings({PREFECT_API_URL: str(client.api_url)}):
+        yield
 
 
 def _reach(address: str) -> None:

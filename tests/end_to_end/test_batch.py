@@ -97,12 +97,16 @@ def wait_for_parts(output: Path, count: int, process: subprocess.Popen[bytes], l
 
 
 def engines(home: Path) -> list[psutil.Process]:
-    """The processes in which engines of this test run."""
+    return processes(home, "tasks.engine.worker")
+
+
+def processes(home: Path, what: str) -> list[psutil.Process]:
+    """The processes of this file's commands that have a word on their command line."""
     found = []
     for process in psutil.process_iter():
         try:
             ours = process.environ().get("VINOFLOW_HOME") == str(home)
-            if ours and "tasks.engine.worker" in process.cmdline():
+            if ours and what in process.cmdline():
                 found.append(process)
         except psutil.Error:
             continue
@@ -138,6 +142,9 @@ def test_workers_engines_and_commands_of_a_cluster_are_killed(
             for what in killed:
                 wait_for_parts(output, parts(output) + chance.randint(1, 4), process, log)
                 if what == "command":
+                    begun = psutil.Process(process.pid).create_time()
+                    prefects = [one for one in processes(home, "uvicorn") if one.create_time() > begun]
+                    assert len(prefects) == 1, "workers report to the one that the command began"
                     process.kill()
                     continue
                 while not (found := engines(home)):  # the one that was killed comes again
