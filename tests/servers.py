@@ -11,12 +11,14 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 from urllib.request import Request, urlopen
 
 import psutil
+import yaml
 
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parents[1]
@@ -71,6 +73,15 @@ def stop(process: subprocess.Popen[Any]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+
+
+def deployments() -> Any:
+    """Return the project's prefect.yaml with what is nightly half a day from now: a test may run at three at night."""
+    content = yaml.safe_load((ROOT / "prefect.yaml").read_text())
+    for deployment in content["deployments"]:
+        for schedule in deployment.get("schedules", []):
+            schedule["cron"] = f"0 {(datetime.now(UTC).hour + 12) % 24} * * *"
+    return content
 
 
 @contextmanager

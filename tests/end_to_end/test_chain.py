@@ -79,7 +79,7 @@ def _project(home: Path) -> None:
     (home / "docs").mkdir()
     shutil.copy(ROOT / "docs" / "questions.jsonl", home / "docs")
     write_recipe(home / "configs" / "tiny.yaml")
-    content = yaml.safe_load((ROOT / "prefect.yaml").read_text())
+    content = servers.deployments()
     (ours,) = [one for one in content["deployments"] if one["name"] == "smollm2-135m-instruct"]
     first = datetime.fromtimestamp(time.time() + EVERY_S / 2, UTC).isoformat()
     ours |= {"name": "tiny", "parameters": {"recipe": "configs/tiny.yaml"}}

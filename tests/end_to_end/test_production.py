@@ -47,7 +47,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             (folder / "etc" / "vinoflow" / f"{name}.env").write_text(lines)
         for name in ("configs", "docs"):
             (site.state / name).symlink_to(ROOT / name)
-        content = yaml.safe_load((ROOT / "prefect.yaml").read_text())
+        content = servers.deployments()
         content["deployments"] = [one for one in content["deployments"] if one["name"] != "after-promotion"]
         (site.state / "prefect.yaml").write_text(yaml.safe_dump(content))  # no model is here that could answer
         site.type(blocks("PostgreSQL")[0], "for new role: ", "again: ", SECRETS["PGPASSWORD"])
